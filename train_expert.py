@@ -271,7 +271,7 @@ def main(args: Args) -> dict:
             head = "steps,seconds,return_last20,entropy,sps"
             np.savetxt(os.path.join(run_dir, "log.csv"), rows, "%.10g", ",", header=head, comments="")
             left = (updates * T * N - steps) / sps / 60
-            print(f"step {steps:8d} {100 * (update + 1) / updates:5.1f} %  return {mean:7.1f}  value loss {loss_v:.3f}  "
+            print(f"step {steps:8d} {100 * (update + 1) / updates:5.1f} %  return {mean:7.1f}  value {loss_v:.3f}  "
                   f"entropy {entropy:.3f}  {sps:5.0f} steps/s  {left:5.1f} min left", flush=True)  # fmt: skip
         if (update + 1) % args.checkpoint_every == 0 or last:
             save_actor(run_dir, recent, 0, steps)  # eval_episodes 0: the score is that of the last training games
