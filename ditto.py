@@ -1,0 +1,616 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""DITTO: offline imitation learning with world models.
+
+Paper: arXiv 2302.03086 v2 (equation numbers are v2's).
+Encode expert episodes into the latent space of a frozen world model, start the agent's imagination in states the expert
+was in, and reward it for staying close to the expert's latents. No environment, no rewards, no adversary.
+
+  (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `encode_expert`
+  (2) draw B start states s_0 = s_n^E whose next H steps lie in the same episode   Alg. 1       `ExpertWindows`
+  (3) imagine H steps: a_t ~ pi(a | s_t), s_{t+1} ~ prior                          Eq. 10       `imagine`
+  (4) reward each s_{t+1} by its closeness to the expert's at the same time-step   Eq. 8        `intrinsic_reward`
+  (5) lambda-returns V_t with the target critic                                    Eq. 14       `lambda_return`
+  (6) critic: squared error to V_t                                                 Eq. 15       `critic_loss`
+  (7) actor: REINFORCE with the critic as baseline, plus entropy                   Eq. 16       `actor_loss`
+  (8) every 100 updates copy the critic to the target critic                       appendix C   `main`
+
+    python ditto.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30       (makes whatever is missing)
+    python ditto.py --env-id BreakoutNoFrameskip-v4 --eval-only
+
+Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
+Differences from the paper: the reward compares h only, as the authors' code does (--reward-latent full compares (h, z));
+advantages are normalised over the batch (authors' code). Continuous actions: tanh-squashed Gaussian (the paper does not say).
+"""
+
+import copy
+import csv
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from ale_py.vector_env import AtariVectorEnv
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from world_model import Episodes, WorldModel, clock, graphed, load_world_model, log, parse_args, save
+
+gym.register_envs(ale_py)
+
+
+@dataclass
+class Args:
+    # run
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
+    size: str = "auto"
+    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    run_dir: str = ""
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<episodes>-<seed>. The same command resumes"""
+    seed: int = 1
+    """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
+    cuda: bool = True
+    """use a GPU if there is one"""
+    # data
+    num_expert_episodes: int = 30
+    """N^E, expert episodes to imitate"""
+    data_dir: str = ""
+    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    pretrained: bool = True
+    """may use the demonstrations and the small world model that come with the repository"""
+    # world model
+    world_model: str = ""
+    """checkpoint; default that of runs/<env_id>, else (small size) pretrained/<env_id>/world_model.pt, else trained now"""
+    # actor and critic
+    updates: int = 50_000
+    """gradient steps"""
+    batch_size: int = 512
+    """B_ac, imagined trajectories per update"""
+    horizon: int = 15
+    """H, imagined steps"""
+    layers: int = 8
+    """hidden layers of actor and critic (authors' code)"""
+    units: int = 256
+    """width of each"""
+    learning_rate: float = 3e-4
+    """Adam's step size"""
+    gamma: float = 0.95
+    """discount"""
+    lam: float = 0.95
+    """lambda of Eq. 14"""
+    entropy: float = 0.05
+    """eta of Eq. 16 (v1's table; the authors' yaml says 0.003 but their code uses 0.05)"""
+    target_every: int = 100
+    """updates between copies of the critic to the target critic"""
+    # evaluation
+    eval_episodes: int = 20
+    """games of the final evaluation"""
+    eval_every: int = 2500
+    """updates between validations in the real game (quick_episodes games) and checkpoints"""
+    quick_episodes: int = 8
+    """games of those validations"""
+    eval_consecutive: int = 1
+    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    eval_only: bool = False
+    """only evaluate the checkpoint of the run"""
+    log_every: int = 50
+    """updates between log rows"""
+    # runtime
+    cudagraphs: bool = False
+    """record one update as a CUDA graph and replay it (GPU only)"""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice"""
+    # ditto
+    reward_latent: str = "deter"
+    """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
+    reward: str = "ditto"
+    """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
+
+
+SMALL = dict(layers=3, batch_size=256, updates=4000, learning_rate=1e-3, eval_every=1000)
+SIZES = {
+    "paper": {},
+    "small": SMALL,
+    "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=16, horizon=5, eval_every=10, log_every=5, eval_episodes=2,
+                          quick_episodes=2, num_expert_episodes=2, threads=1),
+}  # fmt: skip
+
+
+# --- same in: collect_data, ditto ---
+@functools.cache
+def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
+    edges = np.arange(size_out + 1) * size_in / size_out
+    pixel = np.arange(size_in)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) * size_out / size_in).astype(np.float32)
+
+
+def resize(frames: np.ndarray, size: int = 64) -> np.ndarray:
+    """Area-average uint8 frames (..., height, width) to (..., size, size)."""
+    rows, cols = area_matrix(frames.shape[-2], size), area_matrix(frames.shape[-1], size)
+    return np.rint(rows @ frames.astype(np.float32) @ cols.T).astype(np.uint8)
+
+
+def to_gray(rgb: np.ndarray) -> np.ndarray:
+    """Grey levels (height, width) of an RGB picture (height, width, 3), with OpenCV's weights."""
+    rgb = rgb.astype(np.int32)
+    return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
+
+
+class Games:
+    """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
+
+    Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
+    frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
+    three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
+    Everything else: the environment's own steps, seen through `render()`, or through its observation if that is an image.
+    The n-th game begun has seed `seed + n`, so the first n games are a fair sample: none is left out for being long.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, max_steps: int = 27000, grayscale: bool = True):
+        self.num_envs, self.max_steps, self.coming = num_envs, max_steps, itertools.count(seed)
+        self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
+        self.channels = 1 if grayscale or self.atari else 3
+        if self.atari:
+            self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
+                                       max_num_frames_per_episode=4 * max_steps + 400, autoreset_mode="SameStep")  # fmt: skip
+            self.action_space = self.envs.single_action_space
+            self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
+        else:
+            self.envs = [make_env(env_id) for _ in range(num_envs)]
+            self.action_space = self.envs[0].action_space
+
+    def reset(self) -> np.ndarray:
+        """Start every game anew; first frames (N, 64, 64, C) uint8."""
+        N = self.num_envs
+        self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
+        self.frames, self.obs = np.zeros((N, 64, 64, self.channels), np.uint8), [None] * N
+        self.restart(np.ones(N, bool))
+        return self.frames.copy()
+
+    def restart(self, which: np.ndarray) -> None:
+        """Begin a new game, with the next seed, in the slots where `which` (N,) is true."""
+        self.seeds[which] = list(itertools.islice(self.coming, int(which.sum())))
+        self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
+        if self.atari:
+            obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})
+            self.frames84, self.lives = obs[:, -1], np.array(info["lives"])  # (N, 84, 84): what the Zoo's experts see
+            self.frame_number = np.array(info["episode_frame_number"])
+            self.frames = resize(self.frames84)[..., None]
+        else:
+            for i in np.flatnonzero(which):
+                self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
+                self.frames[i] = self.picture(i)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
+
+        `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
+        (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
+        """
+        forced = self.forced > 0
+        self.steps += 1
+        if self.atari:
+            action = np.where(forced, 3 - self.forced, action)  # 0 no-op, 1 FIRE, 2
+            obs, reward, terminated, truncated, raw = self.envs.step(action)
+            lives = np.where(terminated, 0, raw["lives"])
+            frames84 = obs[:, -1].copy()
+            if terminated.any():  # its row of `obs` shows a new game already, with a seed we did not choose
+                frames84[terminated] = raw["final_obs"][terminated, -1]
+            self.frames84, self.frames = frames84, resize(frames84)[..., None]
+            self.forced = np.where((lives < self.lives) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
+            self.lives = lives
+        else:
+            if not hasattr(self.action_space, "n"):
+                action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+            results = [env.step(a) for env, a in zip(self.envs, action)]
+            self.obs, reward, terminated, truncated, _ = (list(part) for part in zip(*results))
+            terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+            self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
+        truncated |= ~terminated & (self.steps >= self.max_steps)
+        self.played = action
+        info = {"action": action, "forced": forced, "lives": self.lives.copy(), "final_frame": self.frames.copy()}
+        if (terminated | truncated).any():
+            self.restart(terminated | truncated)
+        return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
+
+    def picture(self, i: int) -> np.ndarray:
+        """What slot i shows now: (64, 64, C) uint8."""
+        picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
+        picture = picture.reshape(*picture.shape[:2], -1)
+        if picture.shape[-1] == 3 and self.channels == 1:
+            picture = to_gray(picture)[..., None]
+        small = np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)
+        return np.broadcast_to(small, (64, 64, self.channels))
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
+    shape = space.shape or ()
+    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,)) and min(shape[:2]) >= 8
+
+
+def make_env(env_id: str) -> gym.Env:
+    """Make a Gymnasium environment that can be seen."""
+    env = gym.make(env_id)
+    if is_image(env.observation_space):
+        return env
+    env.close()
+    return gym.make(env_id, render_mode="rgb_array")
+
+
+# --- end ---
+
+
+# --- same in: ditto ---
+def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
+    """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
+    sizes = [inputs] + [units] * layers
+    hidden = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+
+
+class Actor(nn.Module):
+    """pi(a | s): categorical for discrete actions (one-hot outside), tanh-squashed Gaussian between low and high else."""
+
+    def __init__(self, feat_size: int, action_size: int, discrete: bool, layers: int, units: int, low=-1.0, high=1.0):
+        super().__init__()
+        self.discrete, self.action_size = discrete, action_size
+        self.net = mlp(feat_size, action_size if discrete else 2 * action_size, layers, units)
+        self.register_buffer("center", (torch.as_tensor(high) + torch.as_tensor(low)).float() / 2)
+        self.register_buffer("scale", (torch.as_tensor(high) - torch.as_tensor(low)).float() / 2)
+
+    def gaussian(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation before squashing, (..., A) each."""
+        mean, raw = self.net(feat).chunk(2, -1)
+        return mean, F.softplus(raw) + 0.05  # our choice: the floor keeps log-probabilities finite
+
+    def sample(self, feat: Tensor) -> Tensor:
+        """Actions (..., A) drawn in states feat (..., F)."""
+        if self.discrete:
+            probs = self.net(feat).softmax(-1)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
+            return F.one_hot(draw, self.action_size).to(feat.dtype)
+        mean, std = self.gaussian(feat)
+        return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
+
+    def mode(self, feat: Tensor) -> Tensor:
+        """The likeliest action (..., A) (for the agreement with the expert)."""
+        if self.discrete:
+            return F.one_hot(self.net(feat).argmax(-1), self.action_size).to(feat.dtype)
+        return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
+
+    def log_prob(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi(action | feat) (...) and the entropy (...) (of the Gaussian before squashing, if continuous)."""
+        if self.discrete:
+            logits = F.log_softmax(self.net(feat), -1)
+            return (logits * action).sum(-1), -(logits.exp() * logits).sum(-1)
+        mean, std = self.gaussian(feat)
+        squashed = ((action - self.center) / self.scale).clamp(-1 + 1e-5, 1 - 1e-5)
+        density = -0.5 * ((torch.atanh(squashed) - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+        log_prob = (density - torch.log1p(-squashed.square()) - self.scale.log()).sum(-1)
+        return log_prob, (std.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+
+
+# --- end ---
+
+
+def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
+    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only where they are equal.
+
+    Ablations: `l2` minus the distance, `cosine` the cosine similarity.
+    """
+    if kind == "l2":
+        return -(agent_latent - expert_latent).norm(dim=-1)
+    if kind == "cosine":
+        return F.cosine_similarity(agent_latent, expert_latent, dim=-1)
+    longest = torch.maximum(agent_latent.norm(dim=-1), expert_latent.norm(dim=-1)).clamp_min(1e-8)
+    return (agent_latent * expert_latent).sum(-1) / longest.square()
+
+
+# --- same in: ditto ---
+def lambda_return(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
+    """V_t of Eq. 14, time first: reward (H, N), reward[t] follows action[t]; value (H + 1, N) -> (H, N).
+
+    V_t = r_t + gamma * ((1 - lam) * value[t + 1] + lam * V_{t+1}), and V_H = value[H].
+    """
+    returns, last = [], value[-1]
+    for t in reversed(range(len(reward))):
+        last = reward[t] + gamma * ((1 - lam) * value[t + 1] + lam * last)
+        returns.append(last)
+    return torch.stack(returns[::-1])
+
+
+def critic_loss(value: Tensor, returns: Tensor) -> Tensor:
+    """Eq. 15: half the squared error of value (H, N) to the lambda-return (H, N), which gets no gradient."""
+    return 0.5 * (value - returns.detach()).square().mean()
+
+
+def actor_loss(log_prob: Tensor, entropy: Tensor, advantage: Tensor, weight: float) -> Tensor:
+    """Eq. 16: REINFORCE with baseline, all (H, N). The advantage gets no gradient."""
+    return -(log_prob * advantage.detach() + weight * entropy).mean()
+
+
+@torch.no_grad()
+def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
+    """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
+    feat = torch.empty(len(data.image), model.feat_size, device=model.pixel_mean.device)
+    starts, lengths = data.starts[:-1], data.starts.diff()
+    state = model.initial(len(starts))
+    for t in range(0, int(lengths.max()), chunk):
+        time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
+        alive = time_index < lengths  # (chunk, episodes)
+        rows = starts + torch.minimum(time_index, lengths - 1)
+        deter, stoch, _, state = model.encode(*data.rows(rows), state)
+        feat[rows[alive].to(feat.device)] = torch.cat([deter, stoch], -1)[alive.to(feat.device)]
+    return feat
+
+
+class ExpertWindows:
+    """Encoded expert episodes; `draw` gives windows of H steps that never cross an episode's end."""
+
+    def __init__(self, model: WorldModel, data: Episodes, horizon: int):
+        self.feat, self.data, self.horizon = encode_expert(model, data), data, horizon  # (rows, F)
+        row = torch.arange(len(data.image))
+        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
+        self.allowed = row[row + horizon < ends].to(self.feat.device)
+        if not len(self.allowed):
+            sys.exit(f"No expert episode has {horizon} steps: lower --horizon or collect longer episodes.")
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Row numbers (H + 1, count) of random windows."""
+        first = torch.randint(len(self.allowed), (count,), generator=rng, device=rng.device)
+        return self.allowed[first.to(self.allowed.device)] + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
+    deter = model.config["deter"]
+    state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
+    for t in range(horizon):
+        actions.append(act(feats[-1], t))
+        state = model.imagine_step(state, actions[-1])
+        feats.append(torch.cat(state, -1))
+    return torch.stack(feats), torch.stack(actions)
+
+
+@torch.no_grad()
+def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> dict[str, float]:
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
+
+    The same distance under the expert's own actions is what the world model's noise alone costs.
+    """
+    rows, deter = windows.draw(count, rng), model.config["deter"]
+    expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
+    own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
+    copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
+    distance = [1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)]
+    mode = actor.mode(expert[:-1])  # (H, N, A)
+    same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
+    return {"expert/latent_distance": distance[0], "expert/latent_distance_expert_actions": distance[1],
+            "expert/action_agreement": same.mean().item()}  # fmt: skip
+
+
+@torch.no_grad()
+def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
+    """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
+
+    The torch random state is restored afterwards, so evaluating more often does not change the training.
+    """
+    device, number, N, discrete = model.pixel_mean.device, {}, games.num_envs, hasattr(games.action_space, "n")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        games.coming = itertools.count(seed)
+        frames, state = games.reset(), model.initial(N)
+        prev_action, is_first = torch.zeros(N, action_size), torch.ones(N, dtype=torch.bool)
+        total, rows, clip = np.zeros(N), [], []
+        while len(rows) < episodes:
+            clip += [frames[0]] if len(clip) < 2000 and not any(row["seed"] == seed for row in rows) else []
+            image = torch.from_numpy(frames).to(device)
+            state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
+            action = act(torch.cat(state, -1)).cpu()  # (N, A)
+            playing, steps = games.seeds.copy(), games.steps + 1
+            frames, reward, terminated, truncated, info = games.step(action.argmax(-1).numpy() if discrete else action.numpy())
+            total, ended = total + reward, terminated | truncated
+            for i in np.flatnonzero(ended):
+                if playing[i] < seed + episodes:  # the first games begun, whichever ends first
+                    rows.append({"seed": int(playing[i]), "return": float(total[i]), "length": int(steps[i])})
+            played = torch.as_tensor(info["action"])
+            prev_action = F.one_hot(played.long(), action_size).float() if discrete else played.float()
+            total[ended], is_first = 0, torch.from_numpy(ended)
+    return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
+
+
+def ensure(command: list[str]) -> None:
+    """Run a missing stage as the command a user would type."""
+    print("$ python " + " ".join(command), flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        sys.exit(f"The stage above failed; repair it and run this command again: python {' '.join(command)}")
+
+
+def prepare(args) -> tuple[str, str]:
+    """Find the expert dataset and the world model, making what is missing: folder and checkpoint path."""
+    shipped = Path(f"pretrained/{args.env_id}")
+    folder = Path(args.data_dir or f"data/{args.env_id}/expert")
+    debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
+    if not args.data_dir and not folder.exists() and args.pretrained and args.size == "small":
+        if len(list((shipped / "expert").glob("train_*.npz"))) >= args.num_expert_episodes:
+            folder = shipped / "expert"
+    if not args.data_dir and len(list(folder.glob("train_*.npz"))) < args.num_expert_episodes:
+        ensure(["collect_data.py", "--env-id", args.env_id, "--num-episodes", str(args.num_expert_episodes), *debug])
+    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if not args.world_model and not checkpoint.exists():
+        if args.pretrained and args.size == "small" and (shipped / "world_model.pt").exists():
+            checkpoint = shipped / "world_model.pt"
+        else:
+            world, episodes = Path(f"data/{args.env_id}/world"), {"paper": "1000", "small": "40", "debug": "2"}[args.size]
+            if not world.exists():
+                ensure(["collect_data.py", "--env-id", args.env_id, "--name", "world", "--epsilon", "0.03", "--num-episodes", episodes, *debug])
+            ensure(["world_model.py", "--env-id", args.env_id, "--size", args.size] + ([] if args.cuda else ["--no-cuda"]))
+    print(f"expert: {folder}\nworld model: {checkpoint}")
+    return str(folder), str(checkpoint)
+
+
+def scores(meta: dict) -> tuple[float, float]:
+    """Mean return of the expert and of a random policy, as the dataset's metadata records them."""
+    expert = [episode["return"] for episode in meta.get("episodes", [])]
+    return (float(np.mean(values)) if values else float("nan") for values in (expert, meta.get("random_returns", [])))
+
+
+def save_clip(path: Path, frames: np.ndarray) -> None:
+    """Frames (t, 64, 64, C) as an animated GIF at three times the size."""
+    pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=66, loop=0)
+
+
+# --- end ---
+
+
+def main(args: Args) -> dict:
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/ditto-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    folder, checkpoint = prepare(args)
+    model = load_world_model(checkpoint, device)
+    data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
+    action_size, deter = data.prev_action.shape[-1], model.config["deter"]
+    if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use a world model of the same environment.")
+    expert_return, random_return = scores(data.meta)
+    # (1) encode the expert's episodes
+    windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
+    latent = slice(0, deter if args.reward_latent == "deter" else model.feat_size)  # what the reward compares
+    bounds = (data.meta.get("action_low", -1.0), data.meta.get("action_high", 1.0))
+    actor = Actor(model.feat_size, action_size, data.discrete, args.layers, args.units, *bounds).to(device)
+    critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
+    target = copy.deepcopy(critic).requires_grad_(False)
+    parameters = [*actor.parameters(), *critic.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
+    step, seconds, file = 0, 0.0, run_dir / "checkpoint.pt"
+    if file.exists():
+        saved = torch.load(file, map_location=device, weights_only=True)
+        if saved["world_model"] != model.config or saved["layers"] != (args.layers, args.units):
+            sys.exit(f"{file} was made with another world model or size: give --run-dir for a new run, or repeat its settings.")
+        for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
+            part.load_state_dict(saved[name])
+        step, seconds = saved["step"], saved["seconds"]
+        rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        print(f"resuming {file} at update {step}")
+    elif args.eval_only:
+        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(run_dir)
+    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
+                              grayscale=data.meta.get("grayscale", True))  # fmt: skip
+    act = actor.sample
+    if np.isnan(random_return):
+        low, high = actor.center - actor.scale, actor.center + actor.scale
+        shape = torch.empty(0, device=device)
+        uniform = lambda feat: (F.one_hot(torch.randint(action_size, feat.shape[:1], device=device), action_size).float()  # noqa: E731
+                                if actor.discrete else low + (high - low) * shape.new_empty(len(feat), action_size).uniform_())  # fmt: skip
+        rows, _ = evaluate(model, uniform, games(num_envs=args.quick_episodes), args.quick_episodes, action_size, 10_000)
+        random_return = float(np.mean([row["return"] for row in rows]))
+
+    def update(rows: Tensor) -> dict[str, Tensor]:
+        expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
+        feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
+        reward = intrinsic_reward(feat[1:, :, latent], expert_feat[1:, :, latent], args.reward)  # (4) (H, N)
+        with torch.no_grad():
+            target_value = target(feat).squeeze(-1)  # (H + 1, N)
+        returns = lambda_return(reward, target_value, args.gamma, args.lam)  # (5) (H, N)
+        advantage = returns - target_value[:-1]
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
+        log_prob, entropy = actor.log_prob(feat[:-1], action)
+        policy_loss = actor_loss(log_prob, entropy, advantage, args.entropy)  # (7)
+        optimizer.zero_grad(set_to_none=not args.cudagraphs)
+        (policy_loss + value_loss).backward()  # separate parameters: one Adam steps both
+        optimizer.step()
+        return {"losses/policy": policy_loss.detach(), "losses/value": value_loss.detach(), "losses/entropy": entropy.mean().detach(),
+                "imagine/reward": reward.mean(), "imagine/value": target_value.mean(),
+                "imagine/reward_first": reward[0].mean(), "imagine/reward_last": reward[-1].mean()}  # fmt: skip
+
+    def test(episodes: int, seed: int) -> tuple[dict[str, float], list[dict], np.ndarray]:
+        """Play, write one CSV row per game, and sum up."""
+        rows, clip = evaluate(model, act, games(num_envs=episodes), episodes, action_size, seed)
+        with open(run_dir / "episodes.csv", "a", newline="") as out:
+            csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
+        returns = np.array([row["return"] for row in rows])
+        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
+        return {"eval/return_mean": float(returns.mean()), "eval/return_std": float(returns.std()), "eval/return_vs_expert": float(score)}, rows, clip
+
+    if args.cudagraphs and not args.eval_only:
+        update = graphed(update, windows.draw(args.batch_size, rng))
+    began, step_before, report = time.time(), step, {}
+    extra = 0 if args.eval_only else args.updates - step
+    for _ in range(extra):
+        metrics = update(windows.draw(args.batch_size, rng))
+        step += 1
+        if step % args.target_every == 0:
+            target.load_state_dict(critic.state_dict())  # (8)
+        elapsed = seconds + time.time() - began
+        if step % args.eval_every == 0 or step == args.updates:
+            with torch.random.fork_rng():
+                torch.manual_seed(args.seed)
+                report |= agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
+            report |= test(args.quick_episodes, 20_000)[0] if step < args.updates else {}
+            save(file, {"actor": actor.state_dict(), "critic": critic.state_dict(), "target": target.state_dict(),
+                        "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed, "rng": rng.get_state(),
+                        "torch_rng": torch.get_rng_state(), "world_model": model.config, "layers": (args.layers, args.units),
+                        "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
+        if step % args.log_every == 0 or step % args.eval_every == 0:
+            speed = (step - step_before) / (time.time() - began)
+            report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
+            report |= {"charts/imagined_steps": step * args.batch_size * args.horizon}
+            log(writer, run_dir, step, elapsed, report)
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  reward {report['imagine/reward']:.4f}"
+                  f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
+                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+            if step % args.eval_every == 0:
+                print("  L_d {expert/latent_distance:.4f} ({expert/latent_distance_expert_actions:.4f})  agreement {expert/action_agreement:.3f}".format(**report))
+    # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
+    means, rows, clip = [], [], np.zeros(0)
+    for k in range(args.eval_consecutive):
+        if k:
+            update(windows.draw(args.batch_size, rng))
+        result, games_played, clip = test(args.eval_episodes, 1000)
+        means.append(result["eval/return_mean"])
+        rows += games_played
+    returns = np.array([row["return"] for row in rows])
+    report |= result | {"eval/return_mean": float(np.mean(means))}
+    score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
+    report |= {"eval/return_vs_expert": float(score), "expert_return": expert_return, "random_return": random_return, "step": step}
+    save_clip(run_dir / "agent.gif", clip)
+    (run_dir / "result.json").write_text(json.dumps(report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}, indent=1))
+    print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
+          f"  DITTO   {report['eval/return_mean']:8.1f} +- {returns.std() / max(len(rows) - 1, 1) ** 0.5:.1f} (standard error)\n"
+          f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+    writer.close()
+    return report
+
+
+if __name__ == "__main__":
+    main(parse_args(Args, SIZES))

@@ -1,0 +1,638 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""World model: a recurrent state-space model (RSSM) with categorical latents, trained on recorded episodes.
+
+Paper: DITTO, arXiv 2302.03086 v2, appendix B; the model is DreamerV2's (arXiv 2010.02193 v4).
+It learns to predict what the screen will show after an action, in a latent space: h_t remembers, z_t holds what h_t
+could not foresee. Imitation then happens inside this model, without the environment.
+
+  (1) take B streams of L consecutive frames x_t with the action a_{t-1} that led to each        `Streams`
+  (2) h_t = f(h_{t-1}, z_{t-1}, a_{t-1})                                           Eq. 10        `WorldModel.recur`
+  (3) posterior q(z_t | h_t, x_t), prior p(z_t | h_t), sample z_t ~ q              Eq. 10        `WorldModel.encode`
+  (4) decode x_t from s_t = (h_t, z_t), squared error                              Eq. 11        `WorldModel.loss`
+  (5) KL between posterior and prior, balanced so that the prior moves faster      Eq. 12        `kl_balanced`
+  (6) Adam step on (4) + beta (5); carry (h, z) on to the next L frames            Eq. 11        `main`
+
+    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --num-episodes 1000
+    python world_model.py --env-id BreakoutNoFrameskip-v4
+    torchrun --nproc-per-node 4 world_model.py --env-id BreakoutNoFrameskip-v4      (several GPUs)
+
+Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes, F = D + S*K, E embedding, A actions:
+  x_t: image (T, B, 64, 64, C) uint8      a_{t-1}: prev_action (T, B, A) float, one-hot if discrete; prev_action[t] led to image[t]
+  h_t: deter (T, B, D)     z_t: stoch (T, B, S*K)     s_t: feat (T, B, F)     reset: is_first (T, B) bool, 1 on a first frame
+
+Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
+on ours. The small and debug sizes leave the paper in width, batch, learning rate, pixel scaling and loss weights (see SIZES).
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import tyro
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+
+
+@dataclass
+class Args:
+    # run
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """environment id; only used to find the data and to name the run"""
+    size: str = "auto"
+    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    run_dir: str = ""
+    """folder of checkpoints and logs; default runs/<env_id>/world_model-<size>. The same command resumes"""
+    seed: int = 1
+    """seed of weights, sampling and noise; same versions, device and thread count give identical losses"""
+    cuda: bool = True
+    """use a GPU if there is one"""
+    # data
+    data_dir: str = ""
+    """dataset folders, separated by commas; default data/<env_id>/world,data/<env_id>/expert as far as they exist"""
+    carry_state: bool = True
+    """walk through whole episodes and carry (h, z) from one chunk to the next; off: uniform windows from a zero state"""
+    batch_size: int = 50
+    """B, streams per update (over all processes together)"""
+    batch_length: int = 50
+    """L, consecutive frames per stream and update"""
+    # world model
+    depth: int = 48
+    """channels of the first convolution; the others have 2, 4 and 8 times as many"""
+    deter: int = 1024
+    """D, width of the recurrent state h"""
+    stoch: int = 32
+    """S, number of categorical variables in z"""
+    classes: int = 32
+    """K, classes of each"""
+    hidden: int = 1000
+    """width of the hidden layers around the GRU (authors' code)"""
+    pixel_stats: str = "global"
+    """normalise grey levels by one mean and standard deviation (global, as the authors do) or per pixel (pixel)"""
+    pixel_std_floor: float = 1.0
+    """smallest standard deviation used for the normalisation, in grey levels"""
+    dilation: int = 1
+    """odd size of a moving maximum over the picture (1: off); makes a one-pixel ball large enough for a small model"""
+    image_weight: float = 2.0
+    """weight of 0.5 * squared error summed over pixels (authors' code)"""
+    beta: float = 0.1
+    """weight of the KL, Eq. 11"""
+    kl_balance: float = 0.8
+    """delta of Eq. 12: share of the KL that trains the prior"""
+    # optimiser
+    updates: int = 300_000
+    """gradient steps (the authors' checkpoints: 0.3 to 1.1 million)"""
+    learning_rate: float = 3e-4
+    """Adam's step size"""
+    anneal: bool = False
+    """lower the step size linearly to a tenth over the run"""
+    grad_clip: float = 200.0
+    """largest gradient norm (authors' code)"""
+    # evaluation
+    eval_every: int = 5000
+    """updates between validations, pictures and checkpoints"""
+    log_every: int = 100
+    """updates between log rows"""
+    # runtime
+    bf16: bool = True
+    """convolutions and matrix products in bfloat16 (losses, KL and sampling stay in float32)"""
+    cudagraphs: bool = False
+    """record one update as a CUDA graph and replay it (GPU only)"""
+    compile: bool = False
+    """torch.compile the recurrent step"""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice"""
+
+
+SMALL = dict(depth=12, deter=256, stoch=16, classes=16, hidden=256, batch_size=16, batch_length=32, pixel_stats="pixel",
+             pixel_std_floor=16.0, dilation=5, image_weight=0.25, beta=1.0, updates=8000, learning_rate=1e-3, anneal=True,
+             bf16=False, eval_every=500)  # fmt: skip
+SIZES = {
+    "paper": {},
+    "small": SMALL,
+    "debug": SMALL | dict(depth=4, deter=32, stoch=4, classes=4, hidden=32, batch_size=4, batch_length=8, updates=20,
+                          eval_every=10, log_every=5, threads=1),
+}  # fmt: skip
+
+
+def kl_categorical(left_logits: Tensor, right_logits: Tensor) -> Tensor:
+    """KL divergence, in nats, from `left` to `right` of S independent categoricals; logits (..., S, K) -> (...)."""
+    left, right = F.log_softmax(left_logits.float(), -1), F.log_softmax(right_logits.float(), -1)
+    return (left.exp() * (left - right)).sum((-2, -1))
+
+
+def kl_balanced(post_logits: Tensor, prior_logits: Tensor, alpha: float) -> Tensor:
+    """Balanced KL, Eq. 12: alpha trains the prior towards the posterior, 1 - alpha the posterior towards the prior.
+
+    Logits (..., S, K) -> (...). The value is the plain KL; only the gradients are weighted.
+    differs from Eq. 12 as printed: alpha weighs KL(sg(q) || p), as the prose, DreamerV2 and the authors' code have it.
+    """
+    train_prior = kl_categorical(post_logits.detach(), prior_logits)
+    train_posterior = kl_categorical(post_logits, prior_logits.detach())
+    return alpha * train_prior + (1 - alpha) * train_posterior
+
+
+class CategoricalLatent:
+    """S one-hot variables with K classes; whoever needs another latent (a Gaussian) replaces this class."""
+
+    def __init__(self, stoch: int, classes: int):
+        self.stoch, self.classes = stoch, classes
+        self.size = self.params = stoch * classes  # width of a sample, number of parameters per sample
+
+    def sample(self, params: Tensor) -> Tensor:
+        """Straight-through one-hot sample (..., S*K) from logits (..., S*K) (DreamerV2, algorithm 1)."""
+        probs = params.float().unflatten(-1, (self.stoch, self.classes)).softmax(-1)
+        # dividing by exponential noise and taking the largest is a categorical draw, without a host synchronisation
+        index = (probs.detach() / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
+        onehot = F.one_hot(index, self.classes).to(probs.dtype)
+        return (onehot + probs - probs.detach()).flatten(-2)
+
+    def kl(self, post: Tensor, prior: Tensor, alpha: float) -> Tensor:
+        """Balanced KL (...) of posterior and prior parameters (..., S*K)."""
+        shape = (self.stoch, self.classes)
+        return kl_balanced(post.unflatten(-1, shape), prior.unflatten(-1, shape), alpha)
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated."""
+
+    def __init__(self, config: dict):
+        """`config` holds plain numbers and strings: see `model_config`; pixel statistics are set by the training script."""
+        super().__init__()
+        self.config, c = config, config
+        depth, hidden, channels = c["depth"], c["hidden"], c["channels"]
+        self.latent = CategoricalLatent(c["stoch"], c["classes"])
+        self.feat_size = c["deter"] + self.latent.size
+        pixels = (channels, 64, 64) if c["pixel_stats"] == "pixel" else (1, 1, 1)
+        self.register_buffer("pixel_mean", torch.zeros(pixels))
+        self.register_buffer("pixel_std", torch.ones(pixels))
+        convs, last = [], channels
+        for width in (depth, 2 * depth, 4 * depth, 8 * depth):  # 64 -> 31 -> 14 -> 6 -> 2
+            convs += [nn.Conv2d(last, width, 4, stride=2), nn.ELU()]
+            last = width
+        self.encoder = nn.Sequential(*convs, nn.Flatten())  # (B, C, 64, 64) -> (B, E = 32 * depth)
+        # recurrent step: W_z z + W_a a -> LayerNorm -> ELU -> GRU (authors' code)
+        self.stoch_in = nn.Linear(self.latent.size, hidden)
+        self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
+        self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
+        self.gru = nn.GRUCell(hidden, c["deter"])
+        self.prior = nn.Sequential(nn.Linear(c["deter"], hidden), nn.LayerNorm(hidden, eps=1e-3), nn.ELU(),
+                                   nn.Linear(hidden, self.latent.params))  # fmt: skip
+        self.post_deter = nn.Linear(c["deter"], hidden)
+        self.post_embed = nn.Linear(32 * depth, hidden, bias=False)
+        self.post_out = nn.Sequential(nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.params))
+        # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
+        self.decoder_in = nn.Sequential(nn.Linear(self.feat_size, 32 * depth), nn.Linear(32 * depth, 4 * depth * 25), nn.ELU())
+        self.decoder = nn.Sequential(  # 5 -> 13 -> 30 -> 64
+            nn.Unflatten(-1, (4 * depth, 5, 5)),
+            nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2), nn.ELU(),
+            nn.ConvTranspose2d(2 * depth, depth, 6, stride=2), nn.ELU(),
+            nn.ConvTranspose2d(depth, channels, 6, stride=2),
+        )  # fmt: skip
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1:
+                (nn.init.orthogonal_ if name == "gru.weight_hh" else nn.init.xavier_uniform_)(weight)
+            elif "bias" in name:
+                nn.init.zeros_(weight)
+        self.to(memory_format=torch.channels_last)
+
+    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Zero state for `batch` episodes: deter (B, D), stoch (B, S*K)."""
+        zeros = self.pixel_mean.new_zeros
+        return zeros(batch, self.config["deter"]), zeros(batch, self.latent.size)
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64)."""
+        pixels = image.movedim(-1, -3).float()
+        if (size := self.config["dilation"]) > 1:
+            pooled = F.max_pool2d(pixels.flatten(0, -4), size, stride=1, padding=size // 2)
+            pixels = pooled.view(pixels.shape)
+        return (pixels - self.pixel_mean) / self.pixel_std
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalised pictures (..., C, 64, 64) -> embeddings (..., E)."""
+        flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        return self.encoder(flat).unflatten(0, pixels.shape[:-3])
+
+    def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
+        """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden) is the projected action -> deter (B, D)."""
+        deter, stoch = state
+        return self.gru(F.elu(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
+
+    def encode(self, image: Tensor, prev_action: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor] | None = None):
+        """Filter a batch of sequences: image (T, B, 64, 64, C) uint8, prev_action (T, B, A), is_first (T, B).
+
+        Returns deter (T, B, D), stoch (T, B, S*K), posterior parameters (T, B, S*K) and the state to carry on with.
+        Where is_first, the state and the action before it are zeroed, so a window may run over episode ends.
+        """
+        return self.filter_embeds(self.embed(self.preprocess(image)), prev_action, is_first, state)
+
+    def filter_embeds(self, embed: Tensor, prev_action: Tensor, is_first: Tensor, state=None):
+        """The recurrent part of `encode`, from embeddings (T, B, E)."""
+        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
+        embed_in = self.post_embed(embed)  # (T, B, hidden): all time-steps at once, outside the loop
+        action_in = self.action_in(prev_action * keep)  # (T, B, hidden)
+        deter, stoch = self.initial(prev_action.shape[1]) if state is None else state
+        deters, stochs, posts = [], [], []
+        for t in range(len(prev_action)):
+            deter = self.recur((deter * keep[t], stoch * keep[t]), action_in[t])  # (B, D)
+            post = self.post_out(self.post_deter(deter) + embed_in[t])  # (B, S*K)
+            stoch = self.latent.sample(post)  # (B, S*K)
+            deters.append(deter), stochs.append(stoch), posts.append(post)
+        return torch.stack(deters), torch.stack(stochs), torch.stack(posts), (deter, stoch)
+
+    def filter_step(self, state: tuple[Tensor, Tensor], image: Tensor, prev_action: Tensor, is_first: Tensor):
+        """One step of `encode` while playing: image (B, 64, 64, C), prev_action (B, A), is_first (B) -> new state."""
+        return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
+
+    def imagine_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+        """s_{t+1} after action (B, A) in s_t, its stochastic half drawn from the prior (Eq. 10)."""
+        deter = self.recur(state, self.action_in(action))
+        return deter, self.latent.sample(self.prior(deter))
+
+    def decode(self, feat: Tensor) -> Tensor:
+        """Normalised pictures (..., C, 64, 64) from feat (..., F)."""
+        pictures = self.decoder(self.decoder_in(feat.flatten(0, -2)))
+        return pictures.float().unflatten(0, feat.shape[:-1])
+
+    def to_pixels(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures (..., C, 64, 64) to grey levels (..., 64, 64, C), clipped to 0..255."""
+        return (pictures * self.pixel_std + self.pixel_mean).clamp(0, 255).movedim(-3, -1)
+
+    def loss(self, image, prev_action, is_first, state=None) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Eq. 11 on a batch (shapes of `encode`), averaged over frames: loss (), metrics, state to carry on with."""
+        c = self.config
+        pixels = self.preprocess(image)  # (T, B, C, 64, 64)
+        deter, stoch, post, state = self.filter_embeds(self.embed(pixels), prev_action, is_first, state)
+        prior = self.prior(deter)  # (T, B, S*K): one batched call, the loop does not need it
+        nll = 0.5 * (self.decode(torch.cat([deter, stoch], -1)) - pixels).square().sum((-3, -2, -1)).mean()
+        kl = self.latent.kl(post, prior, c["kl_balance"]).mean()
+        loss = c["image_weight"] * nll + c["beta"] * kl
+        metrics = {"losses/world_model": loss.detach(), "losses/image_nll": nll.detach(), "losses/kl": kl.detach()}
+        return loss, metrics, tuple(part.detach() for part in state)
+
+    forward = loss  # DistributedDataParallel calls forward
+
+
+class Episodes:
+    """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
+
+    Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action, is_first), whose
+    action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
+    """
+
+    def __init__(self, folders: list[str], split: str, limit: int = 0, device: str | torch.device = "cpu"):
+        images, actions, firsts, self.starts, self.meta = [], [], [], [0], {}
+        for folder in map(Path, folders):
+            files = sorted(folder.glob("*.npz"))
+            meta_file = folder / "dataset.json"
+            meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+            if any(f.name.startswith("val_") for f in files):
+                files = [f for f in files if f.name.startswith("val_") == (split == "val")]
+            else:
+                files = [f for i, f in enumerate(files) if (i % 10 == 9 or len(files) < 10 and i == len(files) - 1) == (split == "val")]
+            if not files:
+                sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
+            for file in files[: limit or None]:
+                image, action = self.read(file, meta.get("num_actions"))
+                images.append(image), actions.append(action), self.starts.append(self.starts[-1] + len(image))
+                if image.shape[1:] != images[0].shape[1:] or action.shape[1:] != actions[0].shape[1:]:
+                    sys.exit(f"{file} has other image or action shapes than {files[0]}: use datasets of one environment.")
+            self.meta = self.meta or meta
+        self.image = torch.from_numpy(np.concatenate(images)).to(device)
+        self.prev_action = torch.from_numpy(np.concatenate(actions)).to(device)
+        self.starts = torch.tensor(self.starts)  # (episodes + 1,): episode i is rows starts[i] to starts[i + 1]
+        self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)
+        self.is_first[self.starts[:-1].to(device)] = True
+        self.discrete = "num_actions" in self.meta
+
+    def read(self, file: Path, num_actions: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
+        try:
+            with np.load(file, allow_pickle=False) as npz:
+                if "image" in npz:
+                    image, prev_action = npz["image"], npz["action"].astype(np.float32)
+                else:
+                    image, action = npz["observations"], npz["actions"]
+                    if num_actions is not None:
+                        action = np.eye(num_actions, dtype=np.float32)[action]
+                    prev_action = np.concatenate([np.zeros_like(action[:1]), action]).astype(np.float32)
+        except (OSError, ValueError, KeyError, EOFError, IndexError, __import__("zipfile").BadZipFile) as error:
+            sys.exit(f"{file} is not a readable episode ({error}): delete it and run the collection again.")
+        if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or len(image) != len(prev_action):
+            sys.exit(f"{file} does not hold uint8 pictures of 64x64 with one action each: it has {image.shape} {image.dtype}.")
+        return image, prev_action
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The batch (image, prev_action, is_first) at row numbers `index` (T, B), gathered where the data lives."""
+        index = index.to(self.image.device)
+        return self.image[index], self.prev_action[index], self.is_first[index]
+
+
+class Streams:
+    """Draws (T, B) windows; with `carry`, each of the B streams walks to its episode's end, then starts another one."""
+
+    def __init__(self, data: Episodes, batch: int, length: int, carry: bool, seed: int):
+        self.data, self.length, self.carry = data, length, carry
+        self.rng = torch.Generator().manual_seed(seed)
+        self.row = torch.randint(len(data.image), (batch,), generator=self.rng)
+        self.fresh = True  # the first chunk starts anywhere, from a zero state
+
+    def next(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The next batch: image (L, B, 64, 64, C), prev_action (L, B, A), is_first (L, B)."""
+        starts, batch = self.data.starts, len(self.row)
+        if self.carry:
+            index = torch.empty(self.length, batch, dtype=torch.long)
+            for t in range(self.length):
+                ended = torch.isin(self.row, starts[1:]) if t or not self.fresh else torch.zeros(batch, dtype=torch.bool)
+                if ended.any():
+                    draw = torch.randint(len(starts) - 1, (batch,), generator=self.rng)
+                    self.row = torch.where(ended, starts[draw], self.row)
+                index[t] = self.row
+                self.row = self.row + 1
+        else:
+            first = torch.randint(len(self.data.image) - self.length + 1, (4 * batch,), generator=self.rng)
+            last_of = torch.searchsorted(starts, first, right=True)  # windows that cross an episode's end are redrawn
+            first = first[first + self.length <= starts[last_of]]
+            while len(first) < batch:
+                first = torch.cat([first, first])
+            index = torch.arange(self.length)[:, None] + first[None, :batch]
+        image, prev_action, is_first = self.data.rows(index)
+        if not self.carry or self.fresh:
+            is_first[0] = True
+        self.fresh = False
+        return image, prev_action, is_first
+
+    def state_dict(self) -> dict:
+        return {"rng": self.rng.get_state(), "row": self.row, "fresh": self.fresh}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.rng.set_state(saved["rng"])
+        self.row, self.fresh = saved["row"], saved["fresh"]
+
+
+def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of (dilated) frames, global (1, 1, 1) or per pixel (C, 64, 64), in grey levels."""
+    probe = WorldModel(model_config(args, channels, 1) | {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1})
+    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(data.image.device)
+    pixels = probe.to(data.image.device).preprocess(data.image[pick])  # (n, C, 64, 64), mean 0 and std 1 so far
+    dim = 0 if args.pixel_stats == "pixel" else (0, 1, 2, 3)
+    shape = (channels, 64, 64) if args.pixel_stats == "pixel" else (1, 1, 1)
+    return pixels.mean(dim).view(shape), pixels.std(dim).clamp_min(args.pixel_std_floor).view(shape)
+
+
+def model_config(args: Args, channels: int, action_size: int) -> dict:
+    """What a checkpoint must remember to rebuild its model."""
+    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta", "kl_balance")
+    return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
+
+
+def save(path: Path, content: dict) -> None:
+    """Write a checkpoint under a temporary name, then rename: a crash leaves the old one whole."""
+    temporary = path.with_suffix(".tmp")
+    torch.save(content, temporary)
+    os.replace(temporary, path)
+
+
+def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
+    """The frozen model in a checkpoint of this script (full, or the small one that is shipped)."""
+    if not Path(path).exists():
+        sys.exit(f"No world model at {path}: train one with world_model.py, or name another with --world-model.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        model = WorldModel(content["config"])
+        model.load_state_dict({name: value.float() for name, value in content["model"].items()})
+    except Exception as error:
+        sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again with world_model.py.")
+    return model.to(device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2) -> tuple[dict[str, float], np.ndarray]:
+    """Errors on held-out episodes, filtered from start to end, and a strip of pictures.
+
+    Errors are squared, in units of the normalised picture, as a share of the error of predicting the mean picture (1):
+    posterior near the start (t < 100) and at the end (last 100 frames), open loop 1 and `horizon` steps ahead with the
+    true actions, and, to compare with, the last frame seen instead of a prediction `horizon` steps ahead.
+    """
+    sums: dict[str, list[float]] = {name: [] for name in ("start", "end", "open_1", "open_h", "copy_h", "kl")}
+    for i in range(min(episodes, len(data.starts) - 1)):
+        rows = torch.arange(int(data.starts[i]), int(data.starts[i + 1]))
+        state, feats, pixels, kls = None, [], [], []
+        for chunk in rows.split(200):
+            image, prev_action, is_first = data.rows(chunk[:, None])  # (t, 1, ...)
+            deter, stoch, post, state = model.encode(image, prev_action, is_first, state)
+            feats.append(torch.cat([deter, stoch], -1)[:, 0]), pixels.append(model.preprocess(image)[:, 0])
+            kls.append(model.latent.kl(post, model.prior(deter), 0.5).mean().item())
+        feat, pixels = torch.cat(feats), torch.cat(pixels)  # (t, F), (t, C, 64, 64)
+        size = len(rows)
+        edge = min(100, size // 2)
+        ends = torch.cat([torch.arange(edge), torch.arange(size - edge, size)])
+        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / pixels.square().sum((1, 2, 3)).mean()
+        sums["start"].append(share[:edge].mean().item()), sums["end"].append(share[edge:].mean().item())
+        sums["kl"].append(float(np.mean(kls)))
+        start = torch.linspace(5, max(size - horizon - 1, 5), 64).long().clamp(max=size - 2)  # (64,) open-loop starts
+        deter_size = model.config["deter"]
+        state = feat[start, :deter_size], feat[start, deter_size:]
+        strip = [feat[start[::8]]]
+        for step in range(1, horizon + 1):
+            target = (start + step).clamp(max=size - 1)
+            state = model.imagine_step(state, data.prev_action[rows[0] + target])
+            error = (model.decode(torch.cat(state, -1)) - pixels[target]).square().sum((1, 2, 3)).mean()
+            if step == 1:
+                sums["open_1"].append((error / pixels[target].square().sum((1, 2, 3)).mean()).item())
+            strip.append(torch.cat(state, -1)[::8])
+        scale = pixels[target].square().sum((1, 2, 3)).mean()
+        sums["open_h"].append((error / scale).item())
+        sums["copy_h"].append(((pixels[start] - pixels[target]).square().sum((1, 2, 3)).mean() / scale).item())
+    names = {"start": "posterior_error_start", "end": "posterior_error_end", "open_1": "open_loop_error_1",
+             "open_h": f"open_loop_error_{horizon}", "copy_h": f"copy_error_{horizon}", "kl": "kl_validation"}  # fmt: skip
+    metrics = {f"world_model/{names[name]}": float(np.mean(values)) for name, values in sums.items()}
+    # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start in the middle
+    steps = torch.arange(0, horizon + 1, 3)
+    target = (start[32] + steps).clamp(max=size - 1)
+    truth, posterior = model.to_pixels(pixels[target]), model.to_pixels(model.decode(feat[target]))
+    dream = model.to_pixels(model.decode(torch.stack(strip)[steps, 4]))
+    panel = torch.stack([truth, posterior, dream, (dream - truth).abs()])  # (4, steps, 64, 64, C)
+    panel = panel.permute(0, 2, 1, 3, 4).reshape(4 * 64, len(steps) * 64, -1)
+    return metrics, panel.byte().cpu().numpy()
+
+
+def graphed(update, *example: Tensor):
+    """Record `update(*tensors)` as a CUDA graph; the returned function copies its inputs in and replays it."""
+    static = [value.clone() for value in example]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # warm-up: lets libraries choose kernels and optimisers allocate their state
+        for _ in range(3):
+            update(*static)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = update(*static)
+
+    def replay(*values: Tensor):
+        for target, value in zip(static, values, strict=True):
+            target.copy_(value)
+        graph.replay()
+        return result
+
+    return replay
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def parse_args(cls, sizes: dict, argv: list[str] | None = None):
+    """Command line to Args: --size picks the defaults (a column of `sizes`), every other flag overrides them."""
+    argv = sys.argv[1:] if argv is None else argv
+    size = dict(zip(argv, argv[1:])).get("--size", next((a[7:] for a in argv if a.startswith("--size=")), "auto"))
+    if size == "auto":
+        size = "paper" if torch.cuda.is_available() and "--no-cuda" not in argv else "small"
+        print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'CPU; --size paper needs a GPU, or months'})")
+    if size not in sizes:
+        sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
+    args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
+    return dataclasses.replace(args, size=size)
+
+
+def main(args: Args) -> dict:
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    cuda = args.cuda and torch.cuda.is_available()
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
+    if world > 1:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}")
+    folders = [f"data/{args.env_id}/{name}" for name in ("world", "expert")]
+    folders = args.data_dir.split(",") if args.data_dir else [f for f in folders if Path(f).exists()]
+    if not folders:
+        sys.exit(f"No dataset: run python collect_data.py --env-id {args.env_id} --name world, or give --data-dir.")
+
+    # (1) data, and a stream of batches per process
+    data, held_out = Episodes(folders, "train", device=device), Episodes(folders, "val", device=device)
+    streams = Streams(data, args.batch_size // world, args.batch_length, args.carry_state, args.seed + rank)
+    channels, action_size = data.image.shape[-1], data.prev_action.shape[-1]
+    model = WorldModel(model_config(args, channels, action_size))
+    mean, std = pixel_statistics(data, args, channels)
+    model.pixel_mean.copy_(mean), model.pixel_std.copy_(std)
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
+    carried = model.initial(args.batch_size // world)
+    torch.manual_seed(args.seed + rank)  # same weights in every process, different noise
+    step, seconds, checkpoint = 0, 0.0, run_dir / "checkpoint.pt"
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        if saved["config"] != model.config or len(saved["ranks"]) != world:
+            sys.exit(f"{checkpoint} was made with other settings: give --run-dir for a new run, or repeat its settings.")
+        model.load_state_dict(saved["model"]), optimizer.load_state_dict(saved["optimizer"])
+        step, seconds, own = saved["step"], saved["seconds"], saved["ranks"][rank]
+        streams.load_state_dict({name: own[name].cpu() if name != "fresh" else own[name] for name in ("rng", "row", "fresh")})
+        carried = own["deter"].to(device), own["stoch"].to(device)
+        torch.set_rng_state(own["torch_rng"].cpu())
+        if cuda:
+            torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+        print(f"resuming {checkpoint} at update {step}")
+    if args.compile:
+        model.recur = torch.compile(model.recur)
+    parallel = DistributedDataParallel(model) if world > 1 else model
+    parameters = list(model.parameters())
+
+    def update(image, prev_action, is_first, deter, stoch):
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+            loss, metrics, state = parallel(image, prev_action, is_first, (deter, stoch))  # (2) to (5)
+        optimizer.zero_grad(set_to_none=not args.cudagraphs)
+        loss.backward()
+        metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.grad_clip, foreach=True)
+        optimizer.step()  # (6)
+        return metrics, state
+
+    if args.cudagraphs:
+        image, prev_action, is_first = streams.next()
+        update = graphed(update, image, prev_action, is_first, *carried)
+
+    writer = None
+    if rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        writer = SummaryWriter(run_dir)
+        writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+        count = sum(p.numel() for p in parameters)
+        print(f"world model: {count / 1e6:.2f} M parameters, {len(data.image)} frames of {len(data.starts) - 1} episodes, {device}")
+    frames, began = args.batch_size * args.batch_length, time.time()
+    done_before, metrics, report = step, {}, {}
+    while step < args.updates:
+        if args.anneal:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * (1 - 0.9 * step / args.updates)
+        batch = streams.next()
+        metrics, carried = update(*batch, *(carried if args.carry_state else model.initial(len(batch[0][0]))))
+        step += 1
+        elapsed = seconds + time.time() - began
+        if rank == 0 and (step % args.log_every == 0 or step == args.updates):
+            speed = (step - done_before) / (time.time() - began)
+            report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames}
+            log(writer, run_dir, step, elapsed, report)
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/world_model']:9.2f}"
+                  f"  image {report['losses/image_nll']:9.2f}  kl {report['losses/kl']:6.2f}  {speed * frames:7.0f} frames/s"
+                  f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+        if step % args.eval_every == 0 or step == args.updates:
+            own = streams.state_dict() | {"deter": carried[0], "stoch": carried[1], "torch_rng": torch.get_rng_state()}
+            own |= {"cuda_rng": torch.cuda.get_rng_state()} if cuda else {}
+            ranks = [own] * world
+            if world > 1:
+                dist.all_gather_object(ranks, own)
+            if rank == 0:
+                rng = torch.get_rng_state()  # validating must not change the training noise
+                errors, panel = validate(model, held_out)
+                torch.set_rng_state(rng)
+                if cuda:
+                    torch.cuda.set_rng_state(own["cuda_rng"])
+                report |= errors
+                print("\n  " + "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
+                writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
+                Image.fromarray(panel.squeeze()).resize((2 * panel.shape[1], 2 * panel.shape[0]), 0).save(run_dir / "dream.png")
+                versions = {"torch": str(torch.__version__), "numpy": str(np.__version__)}
+                save(checkpoint, {"config": model.config, "args": vars(args), "step": step, "seconds": elapsed,
+                                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ranks": ranks,
+                                  "env_id": args.env_id, "versions": versions})  # fmt: skip
+    if rank == 0:
+        writer.close()
+        print(f"world model of {args.env_id}: {checkpoint} after {step} updates, {clock(seconds + time.time() - began)}")
+    if world > 1:
+        dist.destroy_process_group()
+    return {"step": step, "checkpoint": str(checkpoint)} | report
+
+
+# --- same in: world_model, ditto ---
+def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics: dict[str, float]) -> None:
+    """One row of metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
+    file = run_dir / "metrics.csv"
+    with open(file, "a") as out:
+        if out.tell() == 0:
+            out.write("step,seconds,name,value\n")
+        for name, value in metrics.items():
+            out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
+            writer.add_scalar(name, value, step)
+
+
+# --- end ---
+
+
+if __name__ == "__main__":
+    main(parse_args(Args, SIZES))
