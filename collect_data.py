@@ -2,29 +2,46 @@
 # requires-python = ">=3.10"
 # dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
 # ///
-"""Collect demonstrations: let an expert play, and store its games as 64x64 frames, actions and rewards.
+"""Collect demonstrations: an expert plays, and its games are stored as 64x64 frames, actions and rewards.
 
-    python collect_data.py --env-id BreakoutNoFrameskip-v4                              # expert data, 30 + 6 games
-    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.03  # wider data for the world model
+    python collect_data.py --env-id BreakoutNoFrameskip-v4                              # 30 games of the expert + 6 held out
+    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.02  # wider data for the world model
+    python collect_data.py --env-id BipedalWalker-v3 --expert agents/BipedalWalker-v3.zip     # an SB3 agent of your own
+    python collect_data.py --env-id my_package:MyEnv-v0 --expert my_module:policy       # (observation, env) -> action
+
+Protocol on Atari, as in the paper: up to 28 no-ops, frame skip 4 with a maximum over two frames, grey, no sticky
+actions, rewards not clipped, whole games (a lost life is recorded and does not end the episode), FIRE where needed.
+
+Each data set is a folder `data/<env_id>/<name>`: one compressed train_*.npz or val_*.npz (held out) per game, and
+dataset.json. In an episode of T steps, actions[t] (what was really played) is taken at observations[t] and leads to
+observations[t + 1]: observations (T+1, 64, 64, C) uint8, actions (T,) int64 or (T, A) float32, rewards (T,),
+terminations (T,), truncations (T,), forced (T,) (the rules above chose the action), lives (T+1,), seed ().
+A game depends on --seed, --name and its number only: the same command on the same versions gives the same data,
+with any --num-processes. Running it again after an interruption collects what is missing.
 """
 
+import difflib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
-import re
 import time
+import zipfile
 import zlib
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Optional
 
 import ale_py
 import gymnasium as gym
 import numpy as np
+import torch
 import tyro
 from ale_py.vector_env import AtariVectorEnv
+
+from expert_policies import PlayerExpert, RandomExpert, choose_expert, load_expert, random_actions
 
 gym.register_envs(ale_py)
 
@@ -33,15 +50,22 @@ gym.register_envs(ale_py)
 class Args:
     # run
     seed: int = 1
-    """seed of the data set; every game is a function of this seed, the data set's name and the game's number"""
+    """seed of the data set"""
+    num_envs: int = 8
+    """games played at once by an expert that decides for all of them together (Zoo agent, .pt, random) on Atari"""
+    num_processes: int = os.cpu_count() or 1
+    """processes for every other expert and environment; each plays one game at a time"""
 
     # data
     env_id: str = "BreakoutNoFrameskip-v4"
-    """an Atari `...NoFrameskip-v4` id, or any Gymnasium id with image observations or `rgb_array` rendering"""
+    """an Atari `...NoFrameskip-v4` id, or any Gymnasium id that observes images or renders `rgb_array`"""
     expert: str = "auto"
-    """auto | embedded | random | a Hub id sb3/... | a .zip of Stable-Baselines3 | a .pt | module:function"""
+    """auto (the Zoo's PPO agent if the Hub answers, else embedded), embedded, random, a Hub id such as
+    sb3/ppo-BreakoutNoFrameskip-v4, a Stable-Baselines3 .zip, a .pt of train_expert.py, or module:function"""
+    deterministic_expert: bool = False
+    """let a network play its likeliest (mean) action instead of sampling one"""
     name: str = "expert"
-    """name of the data set: it is stored in data_dir/env_id/name"""
+    """name of the data set"""
     data_dir: str = "data"
     """folder of all data sets"""
     num_episodes: int = 30
@@ -49,13 +73,11 @@ class Args:
     num_val_episodes: int = 6
     """held-out games"""
     epsilon: float = 0.0
-    """probability per step that a burst of 1 to 8 random actions begins (0: the expert alone)"""
-    max_steps: Optional[int] = None
-    """agent steps after which a game is cut off; default 27000 (Atari's own limit), 2000 for the embedded Breakout"""
+    """probability per step that a burst of 1 to 8 random actions begins"""
+    max_steps: int | None = None
+    """agent steps after which a game is cut off; default 27000 (Atari's limit), 2000 for the embedded Breakout expert"""
     grayscale: bool = True
-    """store grey frames (64, 64, 1), not RGB (64, 64, 3); Atari is always grey"""
-    num_envs: int = 8
-    """games played at the same time"""
+    """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 
 
 # --- same in: collect_data, ditto ---
@@ -80,13 +102,43 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
     return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
 
 
+def is_image(space: gym.Space) -> bool:
+    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
+    shape = space.shape or ()
+    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
+
+
+def make_env(env_id: str) -> gym.Env:
+    """Make a Gymnasium environment that can be seen; end with one sentence if there is none."""
+    try:
+        env = gym.make(env_id)
+        space, render = env.action_space, not is_image(env.observation_space)
+        if isinstance(env.unwrapped, ale_py.AtariEnv):
+            problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
+        elif render and "rgb_array" not in env.metadata.get("render_modes", []):
+            problem = "neither observes images nor renders rgb_array"
+        elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
+            problem = f"has actions {space}, only Discrete and a flat float Box are supported"
+        elif render:
+            env.close()
+            return gym.make(env_id, render_mode="rgb_array")
+        else:
+            return env
+        env.close()
+    except (gym.error.Error, ImportError) as error:
+        problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
+    known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
+    close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
+    raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
+
+
 class Games:
     """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
 
     Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
     frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
     three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
-    Everything else: the environment's own steps, seen through `render()`, or through its observation if that is an image.
+    Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
     The n-th game begun has seed `seed + n`, so the first n games are a fair sample: none is left out for being long.
     """
 
@@ -107,7 +159,7 @@ class Games:
         """Start every game anew; first frames (N, 64, 64, C) uint8."""
         N = self.num_envs
         self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
-        self.frames, self.obs = np.zeros((N, 64, 64, self.channels), np.uint8), [None] * N
+        self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
         self.restart(np.ones(N, bool))
         return self.frames.copy()
 
@@ -115,15 +167,14 @@ class Games:
         """Begin a new game, with the next seed, in the slots where `which` (N,) is true."""
         self.seeds[which] = list(itertools.islice(self.coming, int(which.sum())))
         self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
+        self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
         if self.atari:
             obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})
-            self.frames84, self.lives = obs[:, -1], np.array(info["lives"])  # (N, 84, 84): what the Zoo's experts see
-            self.frame_number = np.array(info["episode_frame_number"])
-            self.frames = resize(self.frames84)[..., None]
-        else:
-            for i in np.flatnonzero(which):
-                self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
-                self.frames[i] = self.picture(i)
+            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
+            self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
+        for i in () if self.atari else np.flatnonzero(which):
+            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
+            self.frames[i] = self.picture(i)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
@@ -131,28 +182,28 @@ class Games:
         `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
         (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
         """
-        forced = self.forced > 0
+        forced, before = self.forced > 0, self.lives
         self.steps += 1
         if self.atari:
             action = np.where(forced, 3 - self.forced, action)  # 0 no-op, 1 FIRE, 2
             obs, reward, terminated, truncated, raw = self.envs.step(action)
-            lives = np.where(terminated, 0, raw["lives"])
-            frames84 = obs[:, -1].copy()
-            if terminated.any():  # its row of `obs` shows a new game already, with a seed we did not choose
-                frames84[terminated] = raw["final_obs"][terminated, -1]
-            self.frames84, self.frames = frames84, resize(frames84)[..., None]
-            self.forced = np.where((lives < self.lives) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
-            self.lives = lives
+            self.frames84, self.lives = obs[:, -1].copy(), np.where(terminated, 0, raw["lives"])
+            if terminated.any():  # these rows of `obs` show a new game already, with a seed that we did not choose
+                self.frames84[terminated] = raw["final_obs"][terminated, -1]
+            self.frames = resize(self.frames84)[..., None]
+            self.forced = np.where((self.lives < before) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
         else:
-            if not hasattr(self.action_space, "n"):
-                action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
-            results = [env.step(a) for env, a in zip(self.envs, action)]
-            self.obs, reward, terminated, truncated, _ = (list(part) for part in zip(*results))
-            terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+            if hasattr(self.action_space, "n"):
+                played = action + self.action_space.start
+            else:
+                played = action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+            self.obs, reward, *ends = ([*x] for x in zip(*(env.step(a) for env, a in zip(self.envs, played))))
+            terminated, truncated = np.array(ends[0], bool), np.array(ends[1], bool)
             self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
+        self.fresh = forced | (self.lives < before)
         truncated |= ~terminated & (self.steps >= self.max_steps)
+        info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
         self.played = action
-        info = {"action": action, "forced": forced, "lives": self.lives.copy(), "final_frame": self.frames.copy()}
         if (terminated | truncated).any():
             self.restart(terminated | truncated)
         return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
@@ -161,242 +212,179 @@ class Games:
         """What slot i shows now: (64, 64, C) uint8."""
         picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
         picture = picture.reshape(*picture.shape[:2], -1)
-        if picture.shape[-1] == 3 and self.channels == 1:
-            picture = to_gray(picture)[..., None]
-        small = np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)
-        return np.broadcast_to(small, (64, 64, self.channels))
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
-    shape = space.shape or ()
-    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,)) and min(shape[:2]) >= 8
-
-
-def make_env(env_id: str) -> gym.Env:
-    """Make a Gymnasium environment that can be seen."""
-    env = gym.make(env_id)
-    if is_image(env.observation_space):
-        return env
-    env.close()
-    return gym.make(env_id, render_mode="rgb_array")
+        picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
+        return np.broadcast_to(np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1), (64, 64, self.channels))
 
 
 # --- end ---
 
 
-# ---- experts -----------------------------------------------------------------------------------------------------
+FIELDS = ("observations", "actions", "rewards", "terminations", "truncations", "forced", "lives", "seed")
+PROTOCOL = "whole games, unclipped rewards; Atari: FIRE and 0 to 28 no-ops at the start, frame skip 4 (maximum over two \
+frames), no sticky actions, no-op, FIRE, action 2 forced after a lost life; frames 84x84 reduced to 64x64 by area"
 
 
-class Emulator:
-    """A second copy of the Atari game in one slot of `Games`, whose memory can be read and whose state can be copied.
-
-    Called before every action, `follow` repeats what the slot has played since (exactly: the emulator is
-    deterministic without sticky actions), so that a look-ahead expert can try actions here first.
-    """
-
-    def __init__(self, games: Games, slot: int, env_id: str):
-        ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
-        self.ale = ale_py.ALEInterface()
-        self.ale.setFloat("repeat_action_probability", 0.0)
-        self.ale.loadROM(ale_py.roms.get_rom_path(gym.spec(env_id).kwargs["game"]))
-        self.actions = self.ale.getMinimalActionSet()
-        self.ale.reset_game()
-        if ale_py.Action.FIRE in self.actions:
-            self.ale.act(ale_py.Action.FIRE)
-        while self.ale.getEpisodeFrameNumber() < games.frame_number[slot]:
-            self.ale.act(ale_py.Action.NOOP)
-
-    def step(self, action: int) -> float:
-        """Play one agent step, four frames; sum of rewards."""
-        return sum(self.ale.act(self.actions[action]) for _ in range(4))
-
-
-class Aim:
-    """Rule for Breakout and Pong: meet the ball where it will cross the paddle's line, `offset` units off centre."""
-
-    def __init__(self, game: str, offset: int, dead: int):
-        self.offset, self.dead, self.breakout = offset, dead, game == "breakout"
-
-    def __call__(self, ram: np.ndarray, last: np.ndarray | None, last_action: int) -> int:
-        """Action from this memory, the one of an agent step ago, and the action in between."""
-        if not self.breakout:
-            return self.pong(ram, last, last_action)
-        ball_x, ball_y, paddle = int(ram[99]), int(ram[101]), int(ram[72])
-        if ball_y == 0:
-            return 1  # no ball in play: FIRE
-        if last is None or last[101] == 0 or ball_y <= last[101]:
-            return 0
-        steps_left = max((178 - ball_y) / (ball_y - int(last[101])), 0)
-        target = fold(ball_x + (ball_x - int(last[99])) * steps_left, 57, 202)
-        slide = {2: 10 if paddle < 180 else 0, 3: -10 if paddle > 66 else 0}.get(last_action, 0)
-        error = target - (paddle + slide + 9 + self.offset)
-        return 2 if error > self.dead else 3 if error < -self.dead else 0
-
-    def pong(self, ram: np.ndarray, last: np.ndarray | None, last_action: int) -> int:
-        return 0
-
-
-def fold(x: float, low: float, high: float) -> float:
-    """Where a ball that would be at x is after bouncing between two walls."""
-    period = 2 * (high - low)
-    x = (x - low) % period
-    return low + min(x, period - x)
-
-
-class LookAhead:
-    """Breakout and Pong: of ten aiming rules, follow the first that wins points in the emulator's next 70 steps."""
-
-    def __init__(self, games: Games, slot: int, env_id: str, rng: np.random.Generator):
-        self.games, self.slot, self.rng, self.copy = games, slot, rng, Emulator(games, slot, env_id)
-        game = gym.spec(env_id).kwargs["game"]
-        self.rules = [Aim(game, offset, dead) for offset in (-8, -4, 0, 4, 8) for dead in (4, 11)]
-        self.rule, self.last, self.think_at = self.rules[0], None, 0
-
-    def act(self) -> int:
-        """Choose an action for the state that the slot is in now."""
-        step, ale, action = int(self.games.steps[self.slot]), self.copy.ale, 0
-        if step:
-            self.last, action = np.array(ale.getRAM()), int(self.games.played[self.slot])
-            self.copy.step(action)
-        if step and action != self.wanted:
-            self.think_at = step  # something else than the plan was played: think again
-        if step >= self.think_at:
-            self.choose(action)
-            self.think_at = step + 20
-        self.wanted = self.rule(ale.getRAM(), self.last, action)
-        return int(self.rng.integers(len(self.copy.actions))) if self.rng.random() < 0.01 else self.wanted
-
-    def choose(self, action: int) -> None:
-        """Keep the current rule if it earns something, else the first other rule that does, else the best."""
-        others = [rule for rule in self.rules if rule is not self.rule]
-        best = -np.inf
-        for rule in [self.rule, *(others[i] for i in self.rng.permutation(len(others)))]:
-            value = self.roll_out(rule, action)
-            if value > best:
-                best, self.rule = value, rule
-            if value > 0:
-                return
-
-    def roll_out(self, rule: Aim, action: int) -> float:
-        """Discounted reward of following a rule for 70 steps from here, in the emulator."""
-        ale, state, last, value = self.copy.ale, self.copy.ale.cloneState(), self.last, 0.0
-        lives = ale.lives()
-        for t in range(70):
-            ram = np.array(ale.getRAM())
-            action = rule(ram, last, action)
-            value += 0.995**t * self.copy.step(action)
-            last = ram
-            if ale.lives() < lives:
-                value -= 20
-                break
-        ale.restoreState(state)
-        return value
-
-
-class RandomExpert:
-    """Uniformly random actions."""
-
-    name, max_steps = "random", 27000
-
-    def act(self, games: Games, rngs: list[np.random.Generator]) -> np.ndarray:
-        """Actions (N,) or (N, A)."""
-        return random_actions(games, rngs)
-
-
-class EachExpert:
-    """An expert that keeps a player of its own for every game."""
-
-    def __init__(self, name: str, max_steps: int, make_player):
-        self.name, self.max_steps, self.make_player, self.players = name, max_steps, make_player, {}
-
-    def act(self, games: Games, rngs: list[np.random.Generator]) -> np.ndarray:
-        """Actions (N,) or (N, A)."""
-        for i in np.flatnonzero(games.steps == 0):
-            self.players[i] = self.make_player(games, i, rngs[i])
-        return np.stack([self.players[i].act() for i in range(games.num_envs)])
-
-
-def random_actions(games: Games, rngs: list[np.random.Generator]) -> np.ndarray:
-    """One uniformly random action per slot, (N,) or (N, A)."""
-    space = games.action_space
-    if hasattr(space, "n"):
-        return np.array([rng.integers(space.n) for rng in rngs])
-    return np.array([rng.uniform(space.low, space.high) for rng in rngs], np.float32)
-
-
-def load_expert(args: Args):
-    """Build the expert that `--expert` names."""
-    if args.expert == "random":
-        return RandomExpert()
-    return EachExpert("embedded:breakout-lookahead", 2000, lambda g, i, rng: LookAhead(g, i, args.env_id, rng))
-
-
-# ---- storage and main --------------------------------------------------------------------------------------------
-
-
-def write(path: Path, save) -> None:
-    """Write a file under a temporary name and rename it, so that a crash leaves nothing half-written."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        save(file)
-    os.replace(temporary, path)
-
-
-def play(games: Games, expert, seeds: list[int], epsilon: float = 0.0):
-    """Play one game per seed and yield each as a dict of arrays as soon as it ends."""
-    N, left = games.num_envs, len(seeds)
-    games.coming = itertools.chain(seeds, itertools.count(seeds[0]))  # fillers at the end, thrown away
-    frames, wanted, rngs, burst, game = games.reset(), set(seeds), [None] * N, np.zeros(N, int), [None] * N
+def play(games: Games, expert, seeds: list[int], epsilon: float = 0.0, report=lambda steps: None):
+    """Play one game per seed, and yield each as a dict of arrays as soon as it ends."""
+    N, left = games.num_envs, set(seeds)
+    games.coming = itertools.chain(seeds, itertools.count())  # the last slots to be free play on for nothing
+    frames, rngs, game = games.reset(), [None] * N, [None] * N
+    burst, noise = np.zeros(N, int), np.zeros((N, *games.action_space.shape), games.action_space.dtype)
     while left:
         for i in np.flatnonzero(games.steps == 0):
-            rngs[i] = np.random.default_rng(int(games.seeds[i]))
-            burst[i] = 0
-            fields = ("actions", "rewards", "terminations", "truncations", "forced")
-            game[i] = {"observations": [frames[i]], "lives": [games.lives[i]], **{field: [] for field in fields}}
-        action = expert.act(games, rngs)
-        if epsilon:
-            for i, rng in enumerate(rngs):
-                if not burst[i] and rng.random() < epsilon:
-                    burst[i] = rng.integers(1, 9)
-            action[burst > 0] = random_actions(games, rngs)[burst > 0]
+            rngs[i], burst[i] = np.random.default_rng(int(games.seeds[i])), 0
+            game[i] = {"observations": [frames[i]], "lives": [games.lives[i]]} | {field: [] for field in FIELDS[1:6]}
+        if epsilon:  # bursts, because single random actions hardly leave the expert's path
             burst = np.maximum(burst - 1, 0)
-        seeds_now = games.seeds.copy()
+            for i, (rng, anything) in enumerate(zip(rngs, random_actions(games, rngs))):
+                begins = burst[i] == 0 and rng.random() < epsilon
+                burst[i] = rng.integers(1, 9) if begins else burst[i]
+                noise[i] = anything if begins or rng.random() < 0.5 else noise[i]
+        wanted = expert.act(games, rngs, (burst == 0) & (games.forced == 0))
+        action = np.where((burst > 0).reshape(N, *[1] * (noise.ndim - 1)), noise, wanted)
+        seed = games.seeds.copy()
         frames, reward, terminated, truncated, info = games.step(action)
+        report(N)
         for i in range(N):
-            values = (info["action"][i], reward[i], terminated[i], truncated[i], info["forced"][i])
-            for field, value in zip(fields, values):
+            values = info["action"][i], reward[i], terminated[i], truncated[i], info["forced"][i]
+            for field, value in zip(FIELDS[1:6], values):
                 game[i][field].append(value)
             game[i]["observations"].append(info["final_frame"][i])
             game[i]["lives"].append(info["lives"][i])
-            if (terminated[i] or truncated[i]) and seeds_now[i] in wanted:
-                wanted.remove(seeds_now[i])
-                left -= 1
-                yield {**{key: np.array(value) for key, value in game[i].items()}, "seed": np.array(seeds_now[i])}
+            if (terminated[i] or truncated[i]) and seed[i] in left:
+                left.remove(int(seed[i]))
+                yield {key: np.array(value) for key, value in game[i].items()} | {"seed": seed[i]}
+
+
+class Progress:
+    """A line with games, steps per second and time left, rewritten once a second."""
+
+    def __init__(self, total: int):
+        self.total, self.games, self.steps, self.start, self.shown = total, 0, 0, time.time(), 0.0
+
+    def add(self, steps: int, games: int = 0) -> None:
+        """Count steps and finished games."""
+        self.steps, self.games, now = self.steps + steps, self.games + games, time.time()
+        if games or now - self.shown > 1:
+            spent, self.shown = now - self.start, now
+            left = f"{spent / self.games * (self.total - self.games):.0f} s left" if self.games else "..."
+            print(f"\r{self.games}/{self.total} games, {self.steps / spent:.0f} steps/s, {left}   ", end="", flush=True)
+
+
+def write(path: Path, save) -> None:
+    """Write a file under a temporary name and rename it: a crash never leaves a half-written one."""
+    with open(f"{path}.tmp", "wb") as file:
+        save(file)
+    os.replace(f"{path}.tmp", path)
+
+
+def summary(path: Path, episode: dict) -> dict:
+    """What dataset.json says about an episode."""
+    rewards = episode["rewards"]
+    return {"file": path.name, "return": float(rewards.sum(dtype=float)), "length": len(rewards), "seed": int(episode["seed"])}  # fmt: skip
+
+
+def collect(args: Args, folder: Path, jobs: list[tuple[str, int]], report=lambda steps: None):
+    """Play and store the games (file name, seed); yield the summary of each as it ends."""
+    games = Games(args.env_id, min(args.num_envs, len(jobs)), 0, args.max_steps, args.grayscale)
+    expert, names = load_expert(args.expert, args.env_id, games, args.deterministic_expert), {s: f for f, s in jobs}
+    for episode in play(games, expert, [seed for _, seed in jobs], args.epsilon, report):
+        path = folder / names[int(episode["seed"])]
+        write(path, lambda file: np.savez_compressed(file, **episode))
+        yield summary(path, episode)
+
+
+def collect_one(args: Args, folder: Path, job: tuple[str, int]) -> dict:
+    """The same for a single game, in a process of its own."""
+    torch.set_num_threads(1)
+    return next(collect(args, folder, [job]))
+
+
+def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> list[dict]:
+    """Summaries of the episodes that an earlier run left; refuse another data set's and damaged ones."""
+    found = sorted(folder.glob("*.npz"))
+    if found and not old:
+        raise SystemExit(f"{folder} holds .npz files but no dataset.json: it is not this script's; choose another --name.")
+    wrong = [f"{key} {old[key]!r}, not {value!r}" for key, value in settings.items() if old.get(key, value) != value]
+    if found and wrong:
+        raise SystemExit(f"{folder} was collected with {'; '.join(wrong)}: choose another --name or delete the folder.")
+    episodes = []
+    for path in found:
+        try:
+            with np.load(path) as data:
+                episode = {field: data[field] for field in FIELDS}
+            if len(episode["observations"]) != len(episode["rewards"]) + 1 or episode["seed"] != seed_of[path.name]:
+                raise ValueError("it belongs to another data set")
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise SystemExit(f"{path} is damaged or foreign ({error}): delete it and run the same command again.")
+        episodes.append(summary(path, episode))
+    return episodes
 
 
 def main(args: Args) -> dict:
-    """Collect the data set; return its summary."""
-    expert = load_expert(args)
-    max_steps = args.max_steps or expert.max_steps
+    """Collect what the data set lacks; return its mean returns and the speed."""
+    if min(args.num_episodes, args.num_envs, args.num_processes, args.max_steps or 1) < 1 or args.num_val_episodes < 0:
+        raise SystemExit("--num-episodes, --num-envs, --num-processes and --max-steps must be 1 or more.")
+    if not 0 <= args.epsilon <= 1:
+        raise SystemExit(f"--epsilon {args.epsilon} is a probability: give a number from 0 to 1.")
+
+    # (1) who plays what
     folder = Path(args.data_dir) / args.env_id / args.name
-    folder.mkdir(parents=True, exist_ok=True)
-    todo, meta = [], {"env_id": args.env_id, "expert": expert.name, "epsilon": args.epsilon, "max_steps": max_steps,
-                      "grayscale": args.grayscale, "seed": args.seed, "episodes": []}  # fmt: skip
-    for split, count in (("train", args.num_episodes), ("val", args.num_val_episodes)):
+    meta_path = folder / "dataset.json"
+    old = json.loads(meta_path.read_text()) if meta_path.exists() else {}
+    games = Games(args.env_id, args.num_envs, 0, args.max_steps or 27000, args.grayscale)
+    args = replace(args, expert=choose_expert(args.expert, args.env_id, old.get("expert")))
+    expert = load_expert(args.expert, args.env_id, games, args.deterministic_expert)
+    args.max_steps = games.max_steps = args.max_steps or expert.max_steps
+    space = games.action_space
+    actions = {"num_actions": int(space.n)} if hasattr(space, "n") else {"low": space.low.tolist(), "high": space.high.tolist()}  # fmt: skip
+    settings = {"env_id": args.env_id, "expert": expert.name, "epsilon": args.epsilon, "max_steps": args.max_steps,
+                "grayscale": games.channels == 1, "seed": args.seed, "protocol": PROTOCOL, **actions}  # fmt: skip
+
+    def seeds(split: str, count: int) -> list[int]:
         words = np.random.SeedSequence([args.seed, zlib.crc32(f"{args.name}/{split}".encode())]).generate_state(count)
-        todo += [(f"{split}_{k:05d}.npz", int(word >> 1)) for k, word in enumerate(words)]
-    files = {seed: file for file, seed in todo}
-    games = Games(args.env_id, min(args.num_envs, len(files)), 0, max_steps, args.grayscale)
-    start = time.time()
-    for episode in play(games, expert, list(files), args.epsilon):
-        seed, length = int(episode["seed"]), len(episode["actions"])
-        write(folder / files[seed], lambda file: np.savez_compressed(file, **episode))
-        meta["episodes"].append({"file": files[seed], "return": float(episode["rewards"].sum()), "length": length, "seed": seed})  # fmt: skip
-        meta["versions"] = {name: version(name) for name in ("ale-py", "gymnasium", "numpy")}
-        write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
-        print(meta["episodes"][-1], f"{time.time() - start:.0f} s", flush=True)
-    return meta
+        return [int(word >> 1) for word in words]
+
+    # (2) what is missing
+    seed_of = {f"{split}_{k:05d}.npz": seed for split in ("train", "val") for k, seed in enumerate(seeds(split, 100_000))}
+    wanted = [f"train_{k:05d}.npz" for k in range(args.num_episodes)]
+    wanted += [f"val_{k:05d}.npz" for k in range(args.num_val_episodes)]
+    meta = {**settings, "episodes": read_episodes(folder, old, settings, seed_of)}
+    done = {episode["file"] for episode in meta["episodes"]}
+    jobs = [(file, seed_of[file]) for file in wanted if file not in done]
+    print(f"{args.env_id}, {expert.name}: {len(done)} games in {folder}, {len(jobs)} to play.", flush=True)
+
+    # (3) a random policy's score by the same protocol; nobody looks, so nothing is rendered
+    games.picture = lambda i: np.zeros((64, 64, games.channels), np.uint8)
+    blind = play(games, RandomExpert(), seeds("random", 20))
+    meta["random_returns"] = old.get("random_returns") or [float(game["rewards"].sum()) for game in blind]
+
+    # (4) play
+    def store() -> None:
+        meta["episodes"].sort(key=lambda episode: episode["file"])
+        meta["expert_returns"] = [episode["return"] for episode in meta["episodes"]]
+        meta["versions"] = {name: version(name) for name in ("ale-py", "gymnasium", "numpy", "torch")}
+        write(meta_path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
+
+    folder.mkdir(parents=True, exist_ok=True)
+    store()
+    progress, together = Progress(len(jobs)), games.atari and not isinstance(expert, PlayerExpert)
+    workers = 1 if together else min(args.num_processes, len(jobs))
+    if workers > 1:
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+        played = (game.result() for game in as_completed([pool.submit(collect_one, args, folder, job) for job in jobs]))
+    else:
+        played = collect(args if together else replace(args, num_envs=1), folder, jobs, progress.add) if jobs else ()
+    for episode in played:
+        meta["episodes"].append(episode)
+        progress.add(episode["length"] if workers > 1 else 0, games=1)
+        store()
+
+    result = {"episodes": len(meta["episodes"]), "steps_per_second": progress.steps / (time.time() - progress.start)}
+    for who in ("expert", "random"):
+        result |= {f"{who}_return_mean": np.mean(meta[f"{who}_returns"]), f"{who}_return_std": np.std(meta[f"{who}_returns"])}
+    print("\n" + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
+    return {key: float(value) for key, value in result.items()}
 
 
 if __name__ == "__main__":
