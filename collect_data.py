@@ -4,9 +4,9 @@
 # ///
 """Collect demonstrations: an expert plays, and its games are stored as 64x64 frames, actions and rewards.
 
-    python collect_data.py --env-id BreakoutNoFrameskip-v4                              # 30 games of the expert + 6 held out
-    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.02  # wider data for the world model
-    python collect_data.py --env-id BipedalWalker-v3 --expert agents/BipedalWalker-v3.zip     # an SB3 agent of your own
+    python collect_data.py --env-id BreakoutNoFrameskip-v4                              # 30 expert games + 6 held out
+    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.02  # wider data, for a world model
+    python collect_data.py --env-id BipedalWalker-v3 --expert ppo/BipedalWalker-v3.zip  # an SB3 agent of your own
     python collect_data.py --env-id my_package:MyEnv-v0 --expert my_module:policy       # (observation, env) -> action
 
 Protocol on Atari, as in the paper: up to 28 no-ops, frame skip 4 with a maximum over two frames, grey, no sticky
@@ -75,7 +75,7 @@ class Args:
     epsilon: float = 0.0
     """probability per step that a burst of 1 to 8 random actions begins"""
     max_steps: int | None = None
-    """agent steps after which a game is cut off; default 27000 (Atari's limit), 2000 for the embedded Breakout expert"""
+    """agent steps after which a game is cut off (default: 27000, Atari's limit; 2000 with the embedded Breakout expert)"""
     grayscale: bool = True
     """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 
@@ -147,8 +147,9 @@ class Games:
         self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
         self.channels = 1 if grayscale or self.atari else 3
         if self.atari:
+            limit = 4 * max_steps + 400  # frames, the start included: `max_steps` itself is counted below
             self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
-                                       max_num_frames_per_episode=4 * max_steps + 400, autoreset_mode="SameStep")  # fmt: skip
+                                       max_num_frames_per_episode=limit, autoreset_mode="SameStep")  # fmt: skip
             self.action_space = self.envs.single_action_space
             self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
         else:
@@ -220,8 +221,8 @@ class Games:
 
 
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations", "forced", "lives", "seed")
-PROTOCOL = "whole games, unclipped rewards; Atari: FIRE and 0 to 28 no-ops at the start, frame skip 4 (maximum over two \
-frames), no sticky actions, no-op, FIRE, action 2 forced after a lost life; frames 84x84 reduced to 64x64 by area"
+PROTOCOL = ("whole games, unclipped rewards; Atari: FIRE and 0 to 28 no-ops at the start, frame skip 4 with a maximum over "
+            "two frames, no sticky actions, forced no-op, FIRE, 2 after a lost life; 84x84 frames area-averaged to 64x64")  # fmt: skip
 
 
 def play(games: Games, expert, seeds: list[int], epsilon: float = 0.0, report=lambda steps: None):
@@ -280,8 +281,8 @@ def write(path: Path, save) -> None:
 
 def summary(path: Path, episode: dict) -> dict:
     """What dataset.json says about an episode."""
-    rewards = episode["rewards"]
-    return {"file": path.name, "return": float(rewards.sum(dtype=float)), "length": len(rewards), "seed": int(episode["seed"])}  # fmt: skip
+    total, length = float(episode["rewards"].sum(dtype=float)), len(episode["rewards"])
+    return {"file": path.name, "return": total, "length": length, "seed": int(episode["seed"])}
 
 
 def collect(args: Args, folder: Path, jobs: list[tuple[str, int]], report=lambda steps: None):
@@ -304,7 +305,7 @@ def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> lis
     """Summaries of the episodes that an earlier run left; refuse another data set's and damaged ones."""
     found = sorted(folder.glob("*.npz"))
     if found and not old:
-        raise SystemExit(f"{folder} holds .npz files but no dataset.json: it is not this script's; choose another --name.")
+        raise SystemExit(f"{folder} holds .npz files but no dataset.json, so they are foreign: choose another --name.")
     wrong = [f"{key} {old[key]!r}, not {value!r}" for key, value in settings.items() if old.get(key, value) != value]
     if found and wrong:
         raise SystemExit(f"{folder} was collected with {'; '.join(wrong)}: choose another --name or delete the folder.")
@@ -316,7 +317,7 @@ def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> lis
             if len(episode["observations"]) != len(episode["rewards"]) + 1 or episode["seed"] != seed_of[path.name]:
                 raise ValueError("it belongs to another data set")
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-            raise SystemExit(f"{path} is damaged or foreign ({error}): delete it and run the same command again.")
+            raise SystemExit(f"{path} is damaged or foreign ({error}): delete it and run this again.") from error
         episodes.append(summary(path, episode))
     return episodes
 
@@ -337,7 +338,8 @@ def main(args: Args) -> dict:
     expert = load_expert(args.expert, args.env_id, games, args.deterministic_expert)
     args.max_steps = games.max_steps = args.max_steps or expert.max_steps
     space = games.action_space
-    actions = {"num_actions": int(space.n)} if hasattr(space, "n") else {"low": space.low.tolist(), "high": space.high.tolist()}  # fmt: skip
+    box = not hasattr(space, "n")
+    actions = {"low": space.low.tolist(), "high": space.high.tolist()} if box else {"num_actions": int(space.n)}
     settings = {"env_id": args.env_id, "expert": expert.name, "epsilon": args.epsilon, "max_steps": args.max_steps,
                 "grayscale": games.channels == 1, "seed": args.seed, "protocol": PROTOCOL, **actions}  # fmt: skip
 
@@ -346,7 +348,8 @@ def main(args: Args) -> dict:
         return [int(word >> 1) for word in words]
 
     # (2) what is missing
-    seed_of = {f"{split}_{k:05d}.npz": seed for split in ("train", "val") for k, seed in enumerate(seeds(split, 100_000))}
+    splits = ("train", "val")
+    seed_of = {f"{split}_{k:05d}.npz": seed for split in splits for k, seed in enumerate(seeds(split, 100_000))}
     wanted = [f"train_{k:05d}.npz" for k in range(args.num_episodes)]
     wanted += [f"val_{k:05d}.npz" for k in range(args.num_val_episodes)]
     meta = {**settings, "episodes": read_episodes(folder, old, settings, seed_of)}
@@ -382,7 +385,8 @@ def main(args: Args) -> dict:
 
     result = {"episodes": len(meta["episodes"]), "steps_per_second": progress.steps / (time.time() - progress.start)}
     for who in ("expert", "random"):
-        result |= {f"{who}_return_mean": np.mean(meta[f"{who}_returns"]), f"{who}_return_std": np.std(meta[f"{who}_returns"])}
+        returns = meta[f"{who}_returns"]
+        result |= {f"{who}_return_mean": np.mean(returns), f"{who}_return_std": np.std(returns)}
     print("\n" + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
     return {key: float(value) for key, value in result.items()}
 
