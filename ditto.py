@@ -27,6 +27,7 @@ advantages are normalised over the batch (authors' code). Continuous actions: ta
 
 import copy
 import csv
+import difflib
 import functools
 import itertools
 import json
@@ -152,13 +153,43 @@ def to_gray(rgb: np.ndarray) -> np.ndarray:
     return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
 
 
+def is_image(space: gym.Space) -> bool:
+    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
+    shape = space.shape or ()
+    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
+
+
+def make_env(env_id: str) -> gym.Env:
+    """Make a Gymnasium environment that can be seen; end with one sentence if there is none."""
+    try:
+        env = gym.make(env_id)
+        space, render = env.action_space, not is_image(env.observation_space)
+        if isinstance(env.unwrapped, ale_py.AtariEnv):
+            problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
+        elif render and "rgb_array" not in env.metadata.get("render_modes", []):
+            problem = "neither observes images nor renders rgb_array"
+        elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
+            problem = f"has actions {space}, only Discrete and a flat float Box are supported"
+        elif render:
+            env.close()
+            return gym.make(env_id, render_mode="rgb_array")
+        else:
+            return env
+        env.close()
+    except (gym.error.Error, ImportError) as error:
+        problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
+    known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
+    close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
+    raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
+
+
 class Games:
     """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
 
     Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
     frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
     three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
-    Everything else: the environment's own steps, seen through `render()`, or through its observation if that is an image.
+    Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
     The n-th game begun has seed `seed + n`, so the first n games are a fair sample: none is left out for being long.
     """
 
@@ -167,8 +198,9 @@ class Games:
         self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
         self.channels = 1 if grayscale or self.atari else 3
         if self.atari:
+            limit = 4 * max_steps + 400  # frames, the start included: `max_steps` itself is counted below
             self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
-                                       max_num_frames_per_episode=4 * max_steps + 400, autoreset_mode="SameStep")  # fmt: skip
+                                       max_num_frames_per_episode=limit, autoreset_mode="SameStep")  # fmt: skip
             self.action_space = self.envs.single_action_space
             self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
         else:
@@ -179,7 +211,7 @@ class Games:
         """Start every game anew; first frames (N, 64, 64, C) uint8."""
         N = self.num_envs
         self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
-        self.frames, self.obs = np.zeros((N, 64, 64, self.channels), np.uint8), [None] * N
+        self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
         self.restart(np.ones(N, bool))
         return self.frames.copy()
 
@@ -187,15 +219,14 @@ class Games:
         """Begin a new game, with the next seed, in the slots where `which` (N,) is true."""
         self.seeds[which] = list(itertools.islice(self.coming, int(which.sum())))
         self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
+        self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
         if self.atari:
             obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})
-            self.frames84, self.lives = obs[:, -1], np.array(info["lives"])  # (N, 84, 84): what the Zoo's experts see
-            self.frame_number = np.array(info["episode_frame_number"])
-            self.frames = resize(self.frames84)[..., None]
-        else:
-            for i in np.flatnonzero(which):
-                self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
-                self.frames[i] = self.picture(i)
+            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
+            self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
+        for i in () if self.atari else np.flatnonzero(which):
+            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
+            self.frames[i] = self.picture(i)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
         """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
@@ -203,28 +234,28 @@ class Games:
         `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
         (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
         """
-        forced = self.forced > 0
+        forced, before = self.forced > 0, self.lives
         self.steps += 1
         if self.atari:
             action = np.where(forced, 3 - self.forced, action)  # 0 no-op, 1 FIRE, 2
             obs, reward, terminated, truncated, raw = self.envs.step(action)
-            lives = np.where(terminated, 0, raw["lives"])
-            frames84 = obs[:, -1].copy()
-            if terminated.any():  # its row of `obs` shows a new game already, with a seed we did not choose
-                frames84[terminated] = raw["final_obs"][terminated, -1]
-            self.frames84, self.frames = frames84, resize(frames84)[..., None]
-            self.forced = np.where((lives < self.lives) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
-            self.lives = lives
+            self.frames84, self.lives = obs[:, -1].copy(), np.where(terminated, 0, raw["lives"])
+            if terminated.any():  # these rows of `obs` show a new game already, with a seed that we did not choose
+                self.frames84[terminated] = raw["final_obs"][terminated, -1]
+            self.frames = resize(self.frames84)[..., None]
+            self.forced = np.where((self.lives < before) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
         else:
-            if not hasattr(self.action_space, "n"):
-                action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
-            results = [env.step(a) for env, a in zip(self.envs, action)]
-            self.obs, reward, terminated, truncated, _ = (list(part) for part in zip(*results))
-            terminated, truncated = np.array(terminated, bool), np.array(truncated, bool)
+            if hasattr(self.action_space, "n"):
+                played = action + self.action_space.start
+            else:
+                played = action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+            self.obs, reward, *ends = ([*x] for x in zip(*(env.step(a) for env, a in zip(self.envs, played))))
+            terminated, truncated = np.array(ends[0], bool), np.array(ends[1], bool)
             self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
+        self.fresh = forced | (self.lives < before)
         truncated |= ~terminated & (self.steps >= self.max_steps)
+        info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
         self.played = action
-        info = {"action": action, "forced": forced, "lives": self.lives.copy(), "final_frame": self.frames.copy()}
         if (terminated | truncated).any():
             self.restart(terminated | truncated)
         return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
@@ -233,25 +264,8 @@ class Games:
         """What slot i shows now: (64, 64, C) uint8."""
         picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
         picture = picture.reshape(*picture.shape[:2], -1)
-        if picture.shape[-1] == 3 and self.channels == 1:
-            picture = to_gray(picture)[..., None]
-        small = np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)
-        return np.broadcast_to(small, (64, 64, self.channels))
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
-    shape = space.shape or ()
-    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,)) and min(shape[:2]) >= 8
-
-
-def make_env(env_id: str) -> gym.Env:
-    """Make a Gymnasium environment that can be seen."""
-    env = gym.make(env_id)
-    if is_image(env.observation_space):
-        return env
-    env.close()
-    return gym.make(env_id, render_mode="rgb_array")
+        picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
+        return np.broadcast_to(np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1), (64, 64, self.channels))
 
 
 # --- end ---
@@ -499,7 +513,7 @@ def main(args: Args) -> dict:
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
     latent = slice(0, deter if args.reward_latent == "deter" else model.feat_size)  # what the reward compares
-    bounds = (data.meta.get("action_low", -1.0), data.meta.get("action_high", 1.0))
+    bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(model.feat_size, action_size, data.discrete, args.layers, args.units, *bounds).to(device)
     critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
