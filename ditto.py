@@ -21,8 +21,8 @@ was in, and reward it for staying close to the expert's latents. No environment,
     python ditto.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
-Differences from the paper: the reward compares h only, as the authors' code does (--reward-latent full compares (h, z));
-advantages are normalised over the batch (authors' code). Continuous actions: tanh-squashed Gaussian (the paper does not say).
+Differences from the paper: the reward compares h only, as the authors' code does (--reward-latent full: (h, z));
+advantages are normalised over the batch (authors' code). Continuous actions: tanh-squashed Gaussian (paper silent).
 """
 
 import copy
@@ -42,7 +42,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-import tyro
 from ale_py.vector_env import AtariVectorEnv
 from PIL import Image
 from torch import Tensor, nn
@@ -61,7 +60,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<episodes>-<seed>. The same command resumes"""
+    """folder of checkpoints and logs; default runs/<env_id>/ditto-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
     cuda: bool = True
@@ -75,7 +74,7 @@ class Args:
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
     world_model: str = ""
-    """checkpoint; default that of runs/<env_id>, else (small size) pretrained/<env_id>/world_model.pt, else trained now"""
+    """checkpoint; default runs/<env_id>/world_model-<size>, else (small) pretrained/<env_id>, else trained now"""
     # actor and critic
     updates: int = 50_000
     """gradient steps"""
@@ -126,8 +125,8 @@ SMALL = dict(layers=3, batch_size=256, updates=4000, learning_rate=1e-3, eval_ev
 SIZES = {
     "paper": {},
     "small": SMALL,
-    "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=16, horizon=5, eval_every=10, log_every=5, eval_episodes=2,
-                          quick_episodes=2, num_expert_episodes=2, threads=1),
+    "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=16, horizon=5, eval_every=10, log_every=5,
+                          eval_episodes=2, quick_episodes=2, num_expert_episodes=2, threads=1),
 }  # fmt: skip
 
 
@@ -280,7 +279,7 @@ def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
 
 
 class Actor(nn.Module):
-    """pi(a | s): categorical for discrete actions (one-hot outside), tanh-squashed Gaussian between low and high else."""
+    """pi(a | s): categorical (actions are one-hot), or a tanh-squashed Gaussian between low and high."""
 
     def __init__(self, feat_size: int, action_size: int, discrete: bool, layers: int, units: int, low=-1.0, high=1.0):
         super().__init__()
@@ -325,7 +324,7 @@ class Actor(nn.Module):
 
 
 def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
-    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only where they are equal.
+    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
 
     Ablations: `l2` minus the distance, `cosine` the cosine similarity.
     """
@@ -389,7 +388,10 @@ class ExpertWindows:
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Row numbers (H + 1, count) of random windows."""
         first = torch.randint(len(self.allowed), (count,), generator=rng, device=rng.device)
-        return self.allowed[first.to(self.allowed.device)] + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
+        return (
+            self.allowed[first.to(self.allowed.device)]
+            + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
+        )
 
 
 @torch.no_grad()
@@ -414,7 +416,9 @@ def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> di
     expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
     own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
     copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
-    distance = [1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)]
+    distance = [
+        1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)
+    ]
     mode = actor.mode(expert[:-1])  # (H, N, A)
     same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
     return {"expert/latent_distance": distance[0], "expert/latent_distance_expert_actions": distance[1],
@@ -427,7 +431,7 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
 
     The torch random state is restored afterwards, so evaluating more often does not change the training.
     """
-    device, number, N, discrete = model.pixel_mean.device, {}, games.num_envs, hasattr(games.action_space, "n")
+    device, N, discrete = model.pixel_mean.device, games.num_envs, hasattr(games.action_space, "n")
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         games.coming = itertools.count(seed)
@@ -440,7 +444,9 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
             state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
             action = act(torch.cat(state, -1)).cpu()  # (N, A)
             playing, steps = games.seeds.copy(), games.steps + 1
-            frames, reward, terminated, truncated, info = games.step(action.argmax(-1).numpy() if discrete else action.numpy())
+            frames, reward, terminated, truncated, info = games.step(
+                action.argmax(-1).numpy() if discrete else action.numpy()
+            )
             total, ended = total + reward, terminated | truncated
             for i in np.flatnonzero(ended):
                 if playing[i] < seed + episodes:  # the first games begun, whichever ends first
@@ -473,10 +479,28 @@ def prepare(args) -> tuple[str, str]:
         if args.pretrained and args.size == "small" and (shipped / "world_model.pt").exists():
             checkpoint = shipped / "world_model.pt"
         else:
-            world, episodes = Path(f"data/{args.env_id}/world"), {"paper": "1000", "small": "40", "debug": "2"}[args.size]
+            world, episodes = (
+                Path(f"data/{args.env_id}/world"),
+                {"paper": "1000", "small": "40", "debug": "2"}[args.size],
+            )
             if not world.exists():
-                ensure(["collect_data.py", "--env-id", args.env_id, "--name", "world", "--epsilon", "0.03", "--num-episodes", episodes, *debug])
-            ensure(["world_model.py", "--env-id", args.env_id, "--size", args.size] + ([] if args.cuda else ["--no-cuda"]))
+                ensure(
+                    [
+                        "collect_data.py",
+                        "--env-id",
+                        args.env_id,
+                        "--name",
+                        "world",
+                        "--epsilon",
+                        "0.03",
+                        "--num-episodes",
+                        episodes,
+                        *debug,
+                    ]
+                )
+            ensure(
+                ["world_model.py", "--env-id", args.env_id, "--size", args.size] + ([] if args.cuda else ["--no-cuda"])
+            )
     print(f"expert: {folder}\nworld model: {checkpoint}")
     return str(folder), str(checkpoint)
 
@@ -523,7 +547,9 @@ def main(args: Args) -> dict:
     if file.exists():
         saved = torch.load(file, map_location=device, weights_only=True)
         if saved["world_model"] != model.config or saved["layers"] != (args.layers, args.units):
-            sys.exit(f"{file} was made with another world model or size: give --run-dir for a new run, or repeat its settings.")
+            sys.exit(
+                f"{file} belongs to another world model or size: give --run-dir for a new run, or repeat its settings."
+            )
         for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
             part.load_state_dict(saved[name])
         step, seconds = saved["step"], saved["seconds"]
@@ -539,14 +565,6 @@ def main(args: Args) -> dict:
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.meta.get("grayscale", True))  # fmt: skip
     act = actor.sample
-    if np.isnan(random_return):
-        low, high = actor.center - actor.scale, actor.center + actor.scale
-        shape = torch.empty(0, device=device)
-        uniform = lambda feat: (F.one_hot(torch.randint(action_size, feat.shape[:1], device=device), action_size).float()  # noqa: E731
-                                if actor.discrete else low + (high - low) * shape.new_empty(len(feat), action_size).uniform_())  # fmt: skip
-        rows, _ = evaluate(model, uniform, games(num_envs=args.quick_episodes), args.quick_episodes, action_size, 10_000)
-        random_return = float(np.mean([row["return"] for row in rows]))
-
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
         feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
@@ -562,7 +580,8 @@ def main(args: Args) -> dict:
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         (policy_loss + value_loss).backward()  # separate parameters: one Adam steps both
         optimizer.step()
-        return {"losses/policy": policy_loss.detach(), "losses/value": value_loss.detach(), "losses/entropy": entropy.mean().detach(),
+        return {"losses/policy": policy_loss.detach(), "losses/value": value_loss.detach(),
+                "losses/entropy": entropy.mean().detach(),
                 "imagine/reward": reward.mean(), "imagine/value": target_value.mean(),
                 "imagine/reward_first": reward[0].mean(), "imagine/reward_last": reward[-1].mean()}  # fmt: skip
 
@@ -573,7 +592,15 @@ def main(args: Args) -> dict:
             csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
         returns = np.array([row["return"] for row in rows])
         score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
-        return {"eval/return_mean": float(returns.mean()), "eval/return_std": float(returns.std()), "eval/return_vs_expert": float(score)}, rows, clip
+        return (
+            {
+                "eval/return_mean": float(returns.mean()),
+                "eval/return_std": float(returns.std()),
+                "eval/return_vs_expert": float(score),
+            },
+            rows,
+            clip,
+        )
 
     if args.cudagraphs and not args.eval_only:
         update = graphed(update, windows.draw(args.batch_size, rng))
@@ -592,7 +619,8 @@ def main(args: Args) -> dict:
             report |= test(args.quick_episodes, 20_000)[0] if step < args.updates else {}
             save(file, {"actor": actor.state_dict(), "critic": critic.state_dict(), "target": target.state_dict(),
                         "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed, "rng": rng.get_state(),
-                        "torch_rng": torch.get_rng_state(), "world_model": model.config, "layers": (args.layers, args.units),
+                        "torch_rng": torch.get_rng_state(), "world_model": model.config,
+                        "layers": (args.layers, args.units),
                         "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
                  | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
         if step % args.log_every == 0 or step % args.eval_every == 0:
@@ -604,7 +632,8 @@ def main(args: Args) -> dict:
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
                   f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
             if step % args.eval_every == 0:
-                print("  L_d {expert/latent_distance:.4f} ({expert/latent_distance_expert_actions:.4f})  agreement {expert/action_agreement:.3f}".format(**report))
+                distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
+                print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
     means, rows, clip = [], [], np.zeros(0)
     for k in range(args.eval_consecutive):
@@ -615,12 +644,20 @@ def main(args: Args) -> dict:
         rows += games_played
     returns = np.array([row["return"] for row in rows])
     report |= result | {"eval/return_mean": float(np.mean(means))}
+    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
-    report |= {"eval/return_vs_expert": float(score), "expert_return": expert_return, "random_return": random_return, "step": step}
+    report |= {
+        "eval/return_vs_expert": float(score),
+        "expert_return": expert_return,
+        "random_return": random_return,
+        "step": step,
+    }
     save_clip(run_dir / "agent.gif", clip)
-    (run_dir / "result.json").write_text(json.dumps(report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}, indent=1))
+    (run_dir / "result.json").write_text(
+        json.dumps(report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}, indent=1)
+    )
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
-          f"  DITTO   {report['eval/return_mean']:8.1f} +- {returns.std() / max(len(rows) - 1, 1) ** 0.5:.1f} (standard error)\n"
+          f"  DITTO   {report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
     writer.close()
     return report

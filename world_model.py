@@ -20,11 +20,11 @@ could not foresee. Imitation then happens inside this model, without the environ
     torchrun --nproc-per-node 4 world_model.py --env-id BreakoutNoFrameskip-v4      (several GPUs)
 
 Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes, F = D + S*K, E embedding, A actions:
-  x_t: image (T, B, 64, 64, C) uint8      a_{t-1}: prev_action (T, B, A) float, one-hot if discrete; prev_action[t] led to image[t]
-  h_t: deter (T, B, D)     z_t: stoch (T, B, S*K)     s_t: feat (T, B, F)     reset: is_first (T, B) bool, 1 on a first frame
+  x_t: image (T, B, 64, 64, C) uint8    a_{t-1}: prev_action (T, B, A), one-hot if discrete; it led to image[t]
+  h_t: deter (T, B, D)    z_t: stoch (T, B, S*K)    s_t: feat (T, B, F)    is_first (T, B) bool, true on a first frame
 
 Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
-on ours. The small and debug sizes leave the paper in width, batch, learning rate, pixel scaling and loss weights (see SIZES).
+on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
 """
 
 import dataclasses
@@ -64,7 +64,7 @@ class Args:
     data_dir: str = ""
     """dataset folders, separated by commas; default data/<env_id>/world,data/<env_id>/expert as far as they exist"""
     carry_state: bool = True
-    """walk through whole episodes and carry (h, z) from one chunk to the next; off: uniform windows from a zero state"""
+    """walk through whole episodes and carry (h, z) on from chunk to chunk; off: uniform windows from a zero state"""
     batch_size: int = 50
     """B, streams per update (over all processes together)"""
     batch_length: int = 50
@@ -117,9 +117,9 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
 
 
-SMALL = dict(depth=12, deter=256, stoch=16, classes=16, hidden=256, batch_size=16, batch_length=32, pixel_stats="pixel",
-             pixel_std_floor=16.0, dilation=5, image_weight=0.25, beta=1.0, updates=8000, learning_rate=1e-3, anneal=True,
-             bf16=False, eval_every=500)  # fmt: skip
+SMALL = dict(depth=8, deter=256, stoch=16, classes=16, hidden=256, batch_size=16, batch_length=32,
+             pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, image_weight=0.25, beta=1.0, updates=6000,
+             learning_rate=1e-3, anneal=True, bf16=False, eval_every=250, log_every=50)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -170,7 +170,7 @@ class WorldModel(nn.Module):
     """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated."""
 
     def __init__(self, config: dict):
-        """`config` holds plain numbers and strings: see `model_config`; pixel statistics are set by the training script."""
+        """`config` holds numbers and strings, see `model_config`; the training script sets the pixel statistics."""
         super().__init__()
         self.config, c = config, config
         depth, hidden, channels = c["depth"], c["hidden"], c["channels"]
@@ -195,7 +195,9 @@ class WorldModel(nn.Module):
         self.post_embed = nn.Linear(32 * depth, hidden, bias=False)
         self.post_out = nn.Sequential(nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.params))
         # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
-        self.decoder_in = nn.Sequential(nn.Linear(self.feat_size, 32 * depth), nn.Linear(32 * depth, 4 * depth * 25), nn.ELU())
+        self.decoder_in = nn.Sequential(
+            nn.Linear(self.feat_size, 32 * depth), nn.Linear(32 * depth, 4 * depth * 25), nn.ELU()
+        )
         self.decoder = nn.Sequential(  # 5 -> 13 -> 30 -> 64
             nn.Unflatten(-1, (4 * depth, 5, 5)),
             nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2), nn.ELU(),
@@ -230,7 +232,7 @@ class WorldModel(nn.Module):
         return self.encoder(flat).unflatten(0, pixels.shape[:-3])
 
     def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
-        """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden) is the projected action -> deter (B, D)."""
+        """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden), the projected action -> deter (B, D)."""
         deter, stoch = state
         return self.gru(F.elu(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
 
@@ -297,7 +299,7 @@ class Episodes:
     """
 
     def __init__(self, folders: list[str], split: str, limit: int = 0, device: str | torch.device = "cpu"):
-        images, actions, firsts, self.starts, self.meta = [], [], [], [0], {}
+        images, actions, self.starts, self.meta = [], [], [0], {}
         for folder in map(Path, folders):
             files = sorted(folder.glob("*.npz"))
             meta_file = folder / "dataset.json"
@@ -305,14 +307,20 @@ class Episodes:
             if any(f.name.startswith("val_") for f in files):
                 files = [f for f in files if f.name.startswith("val_") == (split == "val")]
             else:
-                files = [f for i, f in enumerate(files) if (i % 10 == 9 or len(files) < 10 and i == len(files) - 1) == (split == "val")]
+                files = [
+                    f
+                    for i, f in enumerate(files)
+                    if (i % 10 == 9 or len(files) < 10 and i == len(files) - 1) == (split == "val")
+                ]
             if not files:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
                 image, action = self.read(file, meta.get("num_actions"))
                 images.append(image), actions.append(action), self.starts.append(self.starts[-1] + len(image))
                 if image.shape[1:] != images[0].shape[1:] or action.shape[1:] != actions[0].shape[1:]:
-                    sys.exit(f"{file} has other image or action shapes than {files[0]}: use datasets of one environment.")
+                    sys.exit(
+                        f"{file} has other image or action shapes than {files[0]}: use datasets of one environment."
+                    )
             self.meta = self.meta or meta
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(actions)).to(device)
@@ -335,7 +343,9 @@ class Episodes:
         except (OSError, ValueError, KeyError, EOFError, IndexError, __import__("zipfile").BadZipFile) as error:
             sys.exit(f"{file} is not a readable episode ({error}): delete it and run the collection again.")
         if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or len(image) != len(prev_action):
-            sys.exit(f"{file} does not hold uint8 pictures of 64x64 with one action each: it has {image.shape} {image.dtype}.")
+            sys.exit(
+                f"{file} does not hold 64x64 uint8 pictures with one action each: it has {image.shape} {image.dtype}."
+            )
         return image, prev_action
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -359,7 +369,9 @@ class Streams:
         if self.carry:
             index = torch.empty(self.length, batch, dtype=torch.long)
             for t in range(self.length):
-                ended = torch.isin(self.row, starts[1:]) if t or not self.fresh else torch.zeros(batch, dtype=torch.bool)
+                ended = (
+                    torch.isin(self.row, starts[1:]) if t or not self.fresh else torch.zeros(batch, dtype=torch.bool)
+                )
                 if ended.any():
                     draw = torch.randint(len(starts) - 1, (batch,), generator=self.rng)
                     self.row = torch.where(ended, starts[draw], self.row)
@@ -388,7 +400,9 @@ class Streams:
 
 def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of (dilated) frames, global (1, 1, 1) or per pixel (C, 64, 64), in grey levels."""
-    probe = WorldModel(model_config(args, channels, 1) | {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1})
+    probe = WorldModel(
+        model_config(args, channels, 1) | {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1}
+    )
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(data.image.device)
     pixels = probe.to(data.image.device).preprocess(data.image[pick])  # (n, C, 64, 64), mean 0 and std 1 so far
     dim = 0 if args.pixel_stats == "pixel" else (0, 1, 2, 3)
@@ -398,7 +412,18 @@ def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor,
 
 def model_config(args: Args, channels: int, action_size: int) -> dict:
     """What a checkpoint must remember to rebuild its model."""
-    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta", "kl_balance")
+    names = (
+        "depth",
+        "deter",
+        "stoch",
+        "classes",
+        "hidden",
+        "pixel_stats",
+        "dilation",
+        "image_weight",
+        "beta",
+        "kl_balance",
+    )
     return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
@@ -418,12 +443,16 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> Wo
         model = WorldModel(content["config"])
         model.load_state_dict({name: value.float() for name, value in content["model"].items()})
     except Exception as error:
-        sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again with world_model.py.")
+        sys.exit(
+            f"{path} is not a world model of this project ({type(error).__name__}): train it again with world_model.py."
+        )
     return model.to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2) -> tuple[dict[str, float], np.ndarray]:
+def validate(
+    model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2
+) -> tuple[dict[str, float], np.ndarray]:
     """Errors on held-out episodes, filtered from start to end, and a strip of pictures.
 
     Errors are squared, in units of the normalised picture, as a share of the error of predicting the mean picture (1):
@@ -443,7 +472,9 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
         size = len(rows)
         edge = min(100, size // 2)
         ends = torch.cat([torch.arange(edge), torch.arange(size - edge, size)])
-        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / pixels.square().sum((1, 2, 3)).mean()
+        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / pixels.square().sum(
+            (1, 2, 3)
+        ).mean()
         sums["start"].append(share[:edge].mean().item()), sums["end"].append(share[edge:].mean().item())
         sums["kl"].append(float(np.mean(kls)))
         start = torch.linspace(5, max(size - horizon - 1, 5), 64).long().clamp(max=size - 2)  # (64,) open-loop starts
@@ -461,7 +492,8 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
         sums["open_h"].append((error / scale).item())
         sums["copy_h"].append(((pixels[start] - pixels[target]).square().sum((1, 2, 3)).mean() / scale).item())
     names = {"start": "posterior_error_start", "end": "posterior_error_end", "open_1": "open_loop_error_1",
-             "open_h": f"open_loop_error_{horizon}", "copy_h": f"copy_error_{horizon}", "kl": "kl_validation"}  # fmt: skip
+             "open_h": f"open_loop_error_{horizon}", "copy_h": f"copy_error_{horizon}",
+             "kl": "kl_validation"}  # fmt: skip
     metrics = {f"world_model/{names[name]}": float(np.mean(values)) for name, values in sums.items()}
     # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start in the middle
     steps = torch.arange(0, horizon + 1, 3)
@@ -543,10 +575,14 @@ def main(args: Args) -> dict:
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         if saved["config"] != model.config or len(saved["ranks"]) != world:
-            sys.exit(f"{checkpoint} was made with other settings: give --run-dir for a new run, or repeat its settings.")
+            sys.exit(
+                f"{checkpoint} was made with other settings: give --run-dir for a new run, or repeat its settings."
+            )
         model.load_state_dict(saved["model"]), optimizer.load_state_dict(saved["optimizer"])
         step, seconds, own = saved["step"], saved["seconds"], saved["ranks"][rank]
-        streams.load_state_dict({name: own[name].cpu() if name != "fresh" else own[name] for name in ("rng", "row", "fresh")})
+        streams.load_state_dict(
+            {name: own[name].cpu() if name != "fresh" else own[name] for name in ("rng", "row", "fresh")}
+        )
         carried = own["deter"].to(device), own["stoch"].to(device)
         torch.set_rng_state(own["torch_rng"].cpu())
         if cuda:
@@ -576,7 +612,9 @@ def main(args: Args) -> dict:
         writer = SummaryWriter(run_dir)
         writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
         count = sum(p.numel() for p in parameters)
-        print(f"world model: {count / 1e6:.2f} M parameters, {len(data.image)} frames of {len(data.starts) - 1} episodes, {device}")
+        print(
+            f"world model: {count / 1e6:.2f} M parameters, {len(data.image)} frames, {len(data.starts) - 1} episodes, {device}"
+        )
     frames, began = args.batch_size * args.batch_length, time.time()
     done_before, metrics, report = step, {}, {}
     while step < args.updates:
@@ -591,8 +629,8 @@ def main(args: Args) -> dict:
             speed = (step - done_before) / (time.time() - began)
             report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames}
             log(writer, run_dir, step, elapsed, report)
-            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/world_model']:9.2f}"
-                  f"  image {report['losses/image_nll']:9.2f}  kl {report['losses/kl']:6.2f}  {speed * frames:7.0f} frames/s"
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/world_model']:.2f}"
+                  f"  image {report['losses/image_nll']:.2f}  kl {report['losses/kl']:.2f}  {speed * frames:.0f} frames/s"
                   f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
         if step % args.eval_every == 0 or step == args.updates:
             own = streams.state_dict() | {"deter": carried[0], "stoch": carried[1], "torch_rng": torch.get_rng_state()}
@@ -609,14 +647,18 @@ def main(args: Args) -> dict:
                 report |= errors
                 print("\n  " + "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
                 writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
-                Image.fromarray(panel.squeeze()).resize((2 * panel.shape[1], 2 * panel.shape[0]), 0).save(run_dir / "dream.png")
+                Image.fromarray(panel.squeeze()).resize((2 * panel.shape[1], 2 * panel.shape[0]), 0).save(
+                    run_dir / "dream.png"
+                )
                 versions = {"torch": str(torch.__version__), "numpy": str(np.__version__)}
                 save(checkpoint, {"config": model.config, "args": vars(args), "step": step, "seconds": elapsed,
                                   "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ranks": ranks,
                                   "env_id": args.env_id, "versions": versions})  # fmt: skip
     if rank == 0:
         writer.close()
-        print(f"world model of {args.env_id}: {checkpoint} after {step} updates, {clock(seconds + time.time() - began)}")
+        print(
+            f"world model of {args.env_id}: {checkpoint} after {step} updates, {clock(seconds + time.time() - began)}"
+        )
     if world > 1:
         dist.destroy_process_group()
     return {"step": step, "checkpoint": str(checkpoint)} | report
