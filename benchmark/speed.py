@@ -1,0 +1,160 @@
+# /// script
+# requires-python = ">=3.10"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""Time a world-model update, an agent update and a policy step, on random pictures, without an environment.
+
+    python benchmark/speed.py --size small
+    python benchmark/speed.py --size full --bf16 --cudagraphs          (on a GPU)
+
+On a CPU the time is the process's own, so other programs disturb it little; on a GPU it is wall time between two
+synchronisations. The three are timed in turns, round after round; the median counts. Batches: B=8 L=16 and 64
+trajectories on a CPU; B=50 L=50 and 512 on a GPU. Actor and critic have 8 x 256 units. The updates are those of
+world_model.py and ditto.py, put together from what they export. --bf16 applies to all three, but ditto.py itself
+imagines and plays in float32.
+"""
+
+import copy
+import csv
+import functools
+import platform
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import ditto  # noqa: E402
+import world_model  # noqa: E402
+
+
+@dataclass
+class Args:
+    # run
+    size: Literal["full", "small"] = "small"
+    """full: the paper's world model; small: depth 16, D 256, 16 x 16 latents, hidden 256"""
+    rounds: int = 9
+    """rounds that count, after one to warm up"""
+    csv: str = str(ROOT / "benchmark" / "results" / "speed.csv")
+    """file to which three rows are appended; empty: none"""
+    # runtime
+    cuda: bool = True
+    """use a GPU if there is one"""
+    bf16: bool = False
+    """convolutions and matrix products in bfloat16"""
+    cudagraphs: bool = False
+    """record each of the three as a CUDA graph and replay it (GPU only)"""
+
+
+SIZES = {"full": {}, "small": dict(depth=16, deter=256, stoch=16, classes=16, hidden=256)}
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """Commit, hardware and versions of this run."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else (names or [platform.machine()])[0]
+    return {"commit": git.strip() or "unknown", "hardware": hardware, "python": platform.python_version(),
+            "torch": str(torch.__version__), "numpy": str(np.__version__)}  # fmt: skip
+
+
+def main(args: Args) -> list[dict]:
+    """Time the three; return their rows."""
+    torch.set_num_threads(1)
+    cuda = args.cuda and torch.cuda.is_available()
+    if args.cudagraphs and not cuda or args.rounds < 1:
+        raise SystemExit("--cudagraphs needs a GPU, and --rounds must be 1 or more.")
+    device, A, H, deter = torch.device("cuda" if cuda else "cpu"), 18, 15, SIZES[args.size].get("deter", 1024)
+    B, L, N, runs = (50, 50, 512, 10) if cuda else (8, 16, 64, 1)
+    model = world_model.WorldModel(world_model.model_config(world_model.Args(**SIZES[args.size]), 1, A)).to(device)
+    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    actor, critic = ditto.Actor(model.feat_size, A, True, 8, 256), ditto.mlp(model.feat_size, 1, 8, 256)
+    actor.to(device), critic.to(device)
+    target = copy.deepcopy(critic).requires_grad_(False)
+    adam = functools.partial(torch.optim.Adam, lr=3e-4, fused=True, capturable=cuda)
+    adam_model, adam_agent = adam(model.parameters(), eps=1e-5), adam([*actor.parameters(), *critic.parameters()])
+    autocast = functools.partial(torch.autocast, device.type, torch.bfloat16, enabled=args.bf16)
+
+    def world_model_update(image: Tensor, prev_action: Tensor, is_first: Tensor, *state: Tensor):
+        with autocast():
+            loss, _, state = model(image, prev_action, is_first, state)
+        adam_model.zero_grad(not args.cudagraphs), loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 200.0, foreach=True)
+        adam_model.step()
+        return loss.detach(), state
+
+    def agent_update(expert_feat: Tensor):
+        with autocast():
+            feat, action = ditto.imagine(frozen, lambda feat, t: actor.sample(feat), expert_feat[0], H)
+            reward = ditto.intrinsic_reward(feat[1:, :, :deter], expert_feat[1:, :, :deter])  # (H, N)
+            with torch.no_grad():
+                value = target(feat).squeeze(-1).float()  # (H + 1, N)
+            returns = ditto.lambda_return(reward, value, 0.95, 0.95)  # (H, N)
+            advantage = returns - value[:-1]
+            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+            loss = ditto.critic_loss(critic(feat[:-1]).squeeze(-1), returns)
+            loss = loss + ditto.actor_loss(*actor.log_prob(feat[:-1], action), advantage, 0.05)
+        adam_agent.zero_grad(not args.cudagraphs), loss.backward(), adam_agent.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def policy_step(image: Tensor, prev_action: Tensor, is_first: Tensor, *state: Tensor) -> Tensor:
+        with autocast():
+            return actor.sample(torch.cat(frozen.filter_step(state, image, prev_action, is_first), -1))
+
+    def inputs(*shape: int) -> list[Tensor]:
+        """Random image, prev_action, is_first (..., batch) and a state to go with them."""
+        image = torch.randint(2, (*shape, 64, 64, 1), dtype=torch.uint8, device=device)  # small, as if normalised
+        action = F.one_hot(torch.randint(A, shape, device=device), A).float()
+        return [image, action, torch.zeros(shape, dtype=torch.bool, device=device), *model.initial(shape[-1])]
+
+    expert_feat = torch.cat(frozen.encode(*inputs(H + 1, N)[:3])[:2], -1)  # (H + 1, N, F)
+    jobs = [  # name, batch, frames, runs in a round, function, its input
+        ("world model update", f"B={B} L={L}", B * L, runs, world_model_update, inputs(L, B)),
+        ("agent update", f"B={N} H={H}", N * H, runs, agent_update, [expert_feat]),
+        ("policy step", "N=1", 1, 10 * runs, policy_step, inputs(1)),
+    ]
+    if args.cudagraphs:
+        jobs = [(*job[:4], world_model.graphed(job[4], *job[5]), job[5]) for job in jobs]
+    now, wait = (time.perf_counter, torch.cuda.synchronize) if cuda else (time.process_time, lambda: None)
+    times, memory = [[] for _ in jobs], [0] * len(jobs)
+    for i, (_, _, _, repeats, function, values) in (args.rounds + 1) * list(enumerate(jobs)):
+        (torch.cuda.reset_peak_memory_stats(), wait()) if cuda else None
+        began = now()
+        for _ in range(repeats):
+            function(*values)
+        wait()
+        times[i].append(1000 * (now() - began) / repeats)
+        # on a GPU what was allocated while this one ran, on a CPU what the whole process has ever held (Linux: kB)
+        held = torch.cuda.max_memory_allocated() / 2**20 if cuda else resource.getrusage(0).ru_maxrss / 2**10
+        memory[i] = max(memory[i], held)
+
+    settings, rows = {name: getattr(args, name) for name in ("size", "bf16", "cudagraphs", "rounds")}, []
+    for (name, batch, frames, *_), ms, held in zip(jobs, times, memory):
+        ms = statistics.median(ms[1:])
+        print(f"{name:18s} {batch:10s} {ms:9.2f} ms {1000 * frames / ms:9.0f} frames/s {held:8.0f} MB")
+        rows.append({"name": name, "batch": batch, "ms": round(ms, 3), "frames_per_second": round(1000 * frames / ms),
+                     "peak_mb": round(held), "device": device.type, **settings, **about(device)})  # fmt: skip
+    if args.csv:
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
+        with open(args.csv, "a", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader() if file.tell() == 0 else None
+            writer.writerows(rows)
+    return rows
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Args))
