@@ -261,15 +261,15 @@ class LookAhead(Emulator):
         return int(self.rng.integers(len(self.actions))) if self.rng.random() < 0.01 else self.wanted
 
     def choose_rule(self) -> None:
-        """Keep the rule if it earns something, else the first other that does, else the best."""
-        others = self.rng.permutation([rule for rule in self.rules if rule != self.rule])
-        best = -np.inf
-        for rule in [self.rule, *map(tuple, others)]:
-            value = self.value(lambda t: self.aim(rule))
-            if value > best:
-                best, self.rule = value, rule
-            if value > 0:
-                return
+        """Keep the rule if it earns something, else the first other that does, else one of the best."""
+        others = [rule for rule in self.rules if rule != self.rule]
+        tried = {}
+        for rule in [self.rule, *(others[k] for k in self.rng.permutation(len(others)))]:
+            tried[rule] = self.value(lambda t, rule=rule: self.aim(rule))
+            if tried[rule] > 0:
+                break
+        # Ties are broken at random: a fixed choice can keep a rally going until the game is cut off.
+        self.rule = max(tried, key=lambda rule: (tried[rule], self.rng.random()))
 
     def aim(self, rule: tuple[int, int]) -> int:
         """Meet the ball where it will cross the paddle's line; while it flies away, wait."""
@@ -391,6 +391,6 @@ def load_expert(expert: str, env_id: str, games, greedy: bool = False):
     except Exception as error:  # files and modules of strangers fail in many ways
         reason = (str(error).strip() or "no reason given").splitlines()[0]
         raise SystemExit(
-            f"--expert {expert} cannot play {env_id} ({type(error).__name__}: {reason}). Choose auto, embedded, random, a Hub "
-            f"id like sb3/ppo-{env_id}, a .zip of Stable-Baselines3, a .pt of train_expert.py, or module:function."
+            f"--expert {expert} cannot play {env_id} ({type(error).__name__}: {reason}). Choose auto, embedded, "
+            f"random, a Hub id like sb3/ppo-{env_id}, a Stable-Baselines3 .zip, a train_expert.py .pt, module:function."
         ) from error
