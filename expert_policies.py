@@ -203,8 +203,8 @@ class Emulator:
         state, last, action, lives, total = self.ale.cloneState(), self.last, self.action, self.ale.lives(), 0.0
         for t in range(self.depth):
             total += self.gamma**t * self.step(choose(t))
-            if self.ale.lives() < lives or self.ale.game_over():
-                total -= self.penalty
+            if self.ale.lives() < lives or self.ale.game_over():  # the end of a game may be its winning point
+                total -= self.penalty * (self.ale.lives() < lives)
                 break
         self.ale.restoreState(state)
         self.last, self.action = last, action
@@ -235,10 +235,10 @@ class Planner(Emulator):
         return new
 
 
-# Where the memory has the ball (along and across the paddle's axis) and the paddle; the paddle's line, walls and range
-# (x in Breakout, y in Pong), its centre, and the actions that move it up and down this axis.
-PADDLE_GAMES = {"breakout": (99, 101, 72, 178, (57, 202), (55, 191), 9, 2, 3),
-                "pong": (54, 49, 51, 188, (44, 206), (38, 203), 8, 3, 2)}  # fmt: skip
+# Where the memory has the ball (along and across the paddle's axis: x and y in Breakout, y and x in Pong) and the paddle;
+# the paddle's line, walls and range; its centre, how far it slides on after a move, and the actions up and down the axis.
+PADDLE_GAMES = {"breakout": (99, 101, 72, 178, (57, 202), (55, 191), 9, 10, 2, 3),
+                "pong": (54, 49, 51, 188, (44, 206), (38, 203), 8, 0, 3, 2)}  # fmt: skip
 
 
 class LookAhead(Emulator):
@@ -273,7 +273,7 @@ class LookAhead(Emulator):
 
     def aim(self, rule: tuple[int, int]) -> int:
         """Meet the ball where it will cross the paddle's line; while it flies away, wait."""
-        along, across, own, line, (low, high), (first, last), centre, up, down = PADDLE_GAMES[self.game]
+        along, across, own, line, (low, high), (first, last), centre, slide, up, down = PADDLE_GAMES[self.game]
         now, (offset, tolerance) = self.ale.getRAM().astype(int), rule
         if now[across] == 0:
             return 1  # no ball: FIRE
@@ -282,8 +282,8 @@ class LookAhead(Emulator):
         speed, fall = now[along] - int(self.last[along]), now[across] - int(self.last[across])
         target = (now[along] + speed * max((line - now[across]) / fall, 0) - low) % (2 * (high - low))
         target = low + min(target, 2 * (high - low) - target)  # bounced off the walls
-        slide = {up: 10 * (now[own] < last - 11), down: -10 * (now[own] > first + 11)}.get(self.action, 0)
-        error = target - (now[own] + slide + centre + offset)
+        drift = {up: slide * (now[own] < last - 11), down: -slide * (now[own] > first + 11)}.get(self.action, 0)
+        error = target - (now[own] + drift + centre + offset)
         return up if error > tolerance else down if error < -tolerance else 0
 
 
