@@ -524,6 +524,7 @@ def main(args: Args) -> dict:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/ditto-{args.size}-{args.num_expert_episodes}-{args.seed}")

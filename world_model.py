@@ -553,6 +553,7 @@ def main(args: Args) -> dict:
         dist.init_process_group("nccl" if cuda else "gloo")
     if args.threads:
         torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}")
     folders = [f"data/{args.env_id}/{name}" for name in ("world", "expert")]
