@@ -36,6 +36,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ale_py
 import gymnasium as gym
@@ -115,9 +116,9 @@ class Args:
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice"""
     # ditto
-    reward_latent: str = "deter"
+    reward_latent: Literal["deter", "full"] = "deter"
     """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
-    reward: str = "ditto"
+    reward: Literal["ditto", "l2", "cosine"] = "ditto"
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
 
 
@@ -484,8 +485,7 @@ def prepare(args) -> tuple[str, str]:
                 {"paper": "1000", "small": "40", "debug": "2"}[args.size],
             )
             if not world.exists():
-                ensure(
-                    [
+                ensure([
                         "collect_data.py",
                         "--env-id",
                         args.env_id,
@@ -548,9 +548,7 @@ def main(args: Args) -> dict:
     if file.exists():
         saved = torch.load(file, map_location=device, weights_only=True)
         if saved["world_model"] != model.config or saved["layers"] != (args.layers, args.units):
-            sys.exit(
-                f"{file} belongs to another world model or size: give --run-dir for a new run, or repeat its settings."
-            )
+            sys.exit(f"{file} belongs to another world model or size: give --run-dir, or repeat its settings.")
         for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
             part.load_state_dict(saved[name])
         step, seconds = saved["step"], saved["seconds"]
@@ -565,7 +563,7 @@ def main(args: Args) -> dict:
     writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.meta.get("grayscale", True))  # fmt: skip
-    act = actor.sample
+
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
         feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
@@ -588,20 +586,13 @@ def main(args: Args) -> dict:
 
     def test(episodes: int, seed: int) -> tuple[dict[str, float], list[dict], np.ndarray]:
         """Play, write one CSV row per game, and sum up."""
-        rows, clip = evaluate(model, act, games(num_envs=episodes), episodes, action_size, seed)
+        rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
         with open(run_dir / "episodes.csv", "a", newline="") as out:
             csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
         returns = np.array([row["return"] for row in rows])
         score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
-        return (
-            {
-                "eval/return_mean": float(returns.mean()),
-                "eval/return_std": float(returns.std()),
-                "eval/return_vs_expert": float(score),
-            },
-            rows,
-            clip,
-        )
+        means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
+        return {name: float(value) for name, value in means.items()}, rows, clip
 
     if args.cudagraphs and not args.eval_only:
         update = graphed(update, windows.draw(args.batch_size, rng))
@@ -647,16 +638,11 @@ def main(args: Args) -> dict:
     report |= result | {"eval/return_mean": float(np.mean(means))}
     standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
-    report |= {
-        "eval/return_vs_expert": float(score),
-        "expert_return": expert_return,
-        "random_return": random_return,
-        "step": step,
-    }
+    report |= {"eval/return_vs_expert": float(score), "expert_return": expert_return, "random_return": random_return}
+    report["step"] = step
     save_clip(run_dir / "agent.gif", clip)
-    (run_dir / "result.json").write_text(
-        json.dumps(report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}, indent=1)
-    )
+    everything = report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
+    (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
           f"  DITTO   {report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip

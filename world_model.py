@@ -35,6 +35,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ class Args:
     """K, classes of each"""
     hidden: int = 1000
     """width of the hidden layers around the GRU (authors' code)"""
-    pixel_stats: str = "global"
+    pixel_stats: Literal["global", "pixel"] = "global"
     """normalise grey levels by one mean and standard deviation (global, as the authors do) or per pixel (pixel)"""
     pixel_std_floor: float = 1.0
     """smallest standard deviation used for the normalisation, in grey levels"""
