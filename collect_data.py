@@ -12,12 +12,11 @@
 Protocol on Atari, as in the paper: up to 28 no-ops, frame skip 4 with a maximum over two frames, grey, no sticky
 actions, rewards not clipped, whole games (a lost life is recorded and does not end the episode), FIRE where needed.
 
-Each data set is a folder `data/<env_id>/<name>`: one compressed train_*.npz or val_*.npz (held out) per game, and
-dataset.json. In an episode of T steps, actions[t] (what was really played) is taken at observations[t] and leads to
-observations[t + 1]: observations (T+1, 64, 64, C) uint8, actions (T,) int64 or (T, A) float32, rewards (T,),
-terminations (T,), truncations (T,), forced (T,) (the rules above chose the action), lives (T+1,), seed ().
-A game depends on --seed, --name and its number only: the same command on the same versions gives the same data,
-with any --num-processes. Running it again after an interruption collects what is missing.
+Each data set is a folder `data/<env_id>/<name>`: dataset.json, and per game of T steps a compressed train_*.npz, or
+val_*.npz if held out, with observations (T+1, 64, 64, C) uint8; actions (T,) int64 or (T, A) float32, what was really
+played: actions[t] leads from observations[t] to observations[t + 1]; rewards, terminations, truncations and forced
+(T,), the last where the rules above chose the action; lives (T+1,); seed (). A game depends on --seed, --name and its
+number only: the same command on the same versions gives the same data, and after a break adds what is missing.
 """
 
 import difflib
@@ -119,11 +118,9 @@ def make_env(env_id: str) -> gym.Env:
             problem = "neither observes images nor renders rgb_array"
         elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
             problem = f"has actions {space}, only Discrete and a flat float Box are supported"
-        elif render:
-            env.close()
-            return gym.make(env_id, render_mode="rgb_array")
         else:
-            return env
+            env.close()
+            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
         env.close()
     except (gym.error.Error, ImportError) as error:
         problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
@@ -288,7 +285,7 @@ def summary(path: Path, episode: dict) -> dict:
 
 
 def collect(args: Args, folder: Path, jobs: list[tuple[str, int]], report=lambda steps: None):
-    """Play and store the games (file name, seed); yield the summary of each as it ends."""
+    """Play and store the games (file name, seed), and yield the summary of each as it ends."""
     games = Games(args.env_id, min(args.num_envs, len(jobs)), 0, args.max_steps, args.grayscale)
     expert, names = load_expert(args.expert, args.env_id, games, args.deterministic_expert), {s: f for f, s in jobs}
     for episode in play(games, expert, [seed for _, seed in jobs], args.epsilon, report):
@@ -298,9 +295,18 @@ def collect(args: Args, folder: Path, jobs: list[tuple[str, int]], report=lambda
 
 
 def collect_one(args: Args, folder: Path, job: tuple[str, int]) -> dict:
-    """The same for a single game, in a process of its own."""
+    """Do the same for one game, in a process of its own."""
     torch.set_num_threads(1)
     return next(collect(args, folder, [job]))
+
+
+def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], workers: int):
+    """Do the same in several processes, which do not wait for each other."""
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    try:
+        yield from (game.result() for game in as_completed([pool.submit(collect_one, args, folder, x) for x in jobs]))
+    finally:  # after an error or Ctrl-C do not begin the games that are left
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> list[dict]:
@@ -350,10 +356,9 @@ def main(args: Args) -> dict:
         return [int(word >> 1) for word in words]
 
     # (2) what is missing
-    splits = ("train", "val")
-    seed_of = {f"{split}_{k:05d}.npz": seed for split in splits for k, seed in enumerate(seeds(split, 100_000))}
-    wanted = [f"train_{k:05d}.npz" for k in range(args.num_episodes)]
-    wanted += [f"val_{k:05d}.npz" for k in range(args.num_val_episodes)]
+    counts = {"train": args.num_episodes, "val": args.num_val_episodes}
+    seed_of = {f"{split}_{k:05d}.npz": seed for split in counts for k, seed in enumerate(seeds(split, 100_000))}
+    wanted = [f"{split}_{k:05d}.npz" for split in counts for k in range(counts[split])]
     meta = {**settings, "episodes": read_episodes(folder, old, settings, seed_of)}
     done = {episode["file"] for episode in meta["episodes"]}
     jobs = [(file, seed_of[file]) for file in wanted if file not in done]
@@ -376,8 +381,7 @@ def main(args: Args) -> dict:
     progress, together = Progress(len(jobs)), games.atari and not isinstance(expert, PlayerExpert)
     workers = 1 if together else min(args.num_processes, len(jobs))
     if workers > 1:
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-        played = (game.result() for game in as_completed([pool.submit(collect_one, args, folder, job) for job in jobs]))
+        played = collect_in_processes(args, folder, jobs, workers)
     else:
         played = collect(args if together else replace(args, num_envs=1), folder, jobs, progress.add) if jobs else ()
     for episode in played:
@@ -386,8 +390,7 @@ def main(args: Args) -> dict:
         store()
 
     result = {"episodes": len(meta["episodes"]), "steps_per_second": progress.steps / (time.time() - progress.start)}
-    for who in ("expert", "random"):
-        returns = meta[f"{who}_returns"]
+    for who, returns in (("expert", meta["expert_returns"]), ("random", meta["random_returns"])):
         result |= {f"{who}_return_mean": np.mean(returns), f"{who}_return_std": np.std(returns)}
     print("\n" + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
     return {key: float(value) for key, value in result.items()}

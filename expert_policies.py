@@ -147,7 +147,8 @@ class PlayerExpert:
         """Actions (N,) or (N, A)."""
         for i in np.flatnonzero(games.steps == 0):
             self.players[i] = self.make(games, i, rngs[i])
-        return np.stack([self.players[i].act(bool(free[i])) for i in range(games.num_envs)])
+        actions = [self.players[i].act(bool(free[i])) for i in range(games.num_envs)]
+        return np.stack(actions).reshape(games.num_envs, *games.action_space.shape)
 
 
 class UserPlayer:
@@ -235,8 +236,8 @@ class Planner(Emulator):
         return new
 
 
-# Where the memory has the ball (along and across the paddle's axis: x and y in Breakout, y and x in Pong) and the paddle;
-# the paddle's line, walls and range; its centre, how far it slides on after a move, and the actions up and down the axis.
+# Where the memory has the ball along and across the paddle's axis (x, y in Breakout; y, x in Pong) and the paddle;
+# the paddle's line, walls and range; its centre, how far it slides after a move, and the actions along the axis.
 PADDLE_GAMES = {"breakout": (99, 101, 72, 178, (57, 202), (55, 191), 9, 10, 2, 3),
                 "pong": (54, 49, 51, 188, (44, 206), (38, 203), 8, 0, 3, 2)}  # fmt: skip
 

@@ -1,0 +1,411 @@
+"""collect_data.py and expert_policies.py: frames by hand, what is recorded, experts from files, storage, bad input."""
+
+import io
+import json
+import pickle
+import sys
+import types
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from ale_py.vector_env import AtariVectorEnv
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from collect_data import FIELDS, Args, Games, area_matrix, collect, main, play, resize, to_gray
+from expert_policies import Emulator, RandomExpert, StatisticsUnpickler, choose_expert, load_expert
+
+BREAKOUT = "BreakoutNoFrameskip-v4"
+
+
+class Counting(gym.Env):
+    """Every pixel shows 10 * steps + last action; the reward is the action; the game ends after 3 to 6 steps."""
+
+    observation_space = gym.spaces.Box(0, 255, (64, 64, 1), np.uint8)
+    action_space = gym.spaces.Discrete(3)
+
+    def reset(self, seed=None, options=None):
+        """Draw the length of the game from the seed."""
+        super().reset(seed=seed)
+        self.steps, self.length = 0, int(self.np_random.integers(3, 7))
+        return np.zeros((64, 64, 1), np.uint8), {}
+
+    def step(self, action):
+        """Count."""
+        self.steps += 1
+        frame = np.full((64, 64, 1), 10 * self.steps + action, np.uint8)
+        return frame, float(action), self.steps == self.length, False, {}
+
+
+gym.register("Counting-v0", Counting)
+
+
+def counting_args(folder, **changes) -> Args:
+    return replace(
+        Args(env_id="Counting-v0", expert="random", data_dir=str(folder), num_episodes=5, num_val_episodes=2),
+        **{"num_processes": 1, **changes},
+    )
+
+
+def load(folder, env_id="Counting-v0", name="expert") -> dict[str, dict]:
+    files = sorted((Path(folder) / env_id / name).glob("*.npz"))
+    return {file.name: dict(np.load(file)) for file in files}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[file][key], b[file][key]) for file in a for key in FIELDS)
+
+
+# ---- frames
+
+
+def test_area_resize_by_hand():
+    # 3 pixels to 2: each new pixel covers 1.5 old ones
+    assert np.allclose(area_matrix(3, 2), [[2 / 3, 1 / 3, 0], [0, 1 / 3, 2 / 3]])
+    frame = np.array([[0, 90, 180], [90, 180, 0], [180, 0, 90]], np.uint8)
+    # rows first: [2 r0 + r1] / 3 = [30, 120, 120] and [r1 + 2 r2] / 3 = [150, 60, 60]; then columns likewise
+    assert resize(frame, 2).tolist() == [[60, 120], [120, 60]]
+    assert resize(np.arange(16, dtype=np.uint8).reshape(4, 4) * 10, 2).tolist() == [[25, 45], [105, 125]]
+    assert resize(np.full((5, 210, 160), 77, np.uint8)).shape == (5, 64, 64)
+    assert (resize(np.full((84, 84), 77, np.uint8)) == 77).all()
+
+
+def test_gray_by_hand():
+    rgb = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [100, 50, 200]]], np.uint8)
+    assert to_gray(rgb).tolist() == [[76, 150, 29, 255, 82]]  # 0.299 R + 0.587 G + 0.114 B; 29.9 + 29.35 + 22.8 = 82.05
+
+
+# ---- games
+
+
+def test_forced_actions_after_a_lost_life():
+    games = Games(BREAKOUT, 1, seed=0)
+    games.reset()
+    assert games.fresh[0]
+    played, forced, lives, fresh = [], [], [], []
+    for _ in range(120):  # action 3 keeps the paddle in the corner and never fires
+        _, _, _, _, info = games.step(np.array([3]))
+        played.append(int(info["action"][0]))
+        forced.append(bool(info["forced"][0]))
+        lives.append(int(info["lives"][0]))
+        fresh.append(bool(games.fresh[0]))
+    lost = next(t for t in range(120) if lives[t] == 4)
+    assert played[lost + 1 : lost + 5] == [0, 1, 2, 3] and forced[lost : lost + 5] == [False, True, True, True, False]
+    assert fresh[lost - 1 : lost + 5] == [False, True, True, True, True, False]
+    assert 3 in lives  # the ball came back: FIRE worked
+
+
+def test_rewards_are_not_clipped_and_max_steps_cuts():
+    games = Games("SpaceInvadersNoFrameskip-v4", 4, seed=0, max_steps=150)
+    games.reset()
+    rng, rewards = np.random.default_rng(0), []
+    for t in range(150):
+        _, reward, terminated, truncated, info = games.step(rng.integers(6, size=4))
+        rewards += reward.tolist()
+        assert (truncated == (t == 149)).all() and not terminated.any()
+    assert max(rewards) >= 5 and (games.steps == 0).all() and info["final_frame"].shape == (4, 64, 64, 1)
+
+
+def test_emulator_shows_the_same_frames():
+    for env_id in (BREAKOUT, "MsPacmanNoFrameskip-v4"):
+        games, rng, total = Games(env_id, 2, seed=3), np.random.default_rng(0), 0
+        games.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], 2, stack_num=1, reward_clipping=False,
+                                    img_height=210, img_width=160, autoreset_mode="SameStep")  # fmt: skip
+        games.reset()
+        emulator, twin = (Emulator(games, 1, rng, env_id) for _ in range(2))
+        assert np.array_equal(emulator.ale.getScreenGrayscale(), games.frames84[1])  # not resized, so byte for byte
+        for t in range(100):
+            if t % 20 == 0:
+                twin.value(lambda t: t % 4)  # trying something leaves no trace
+            _, reward, terminated, _, _ = games.step(rng.integers(4, size=2))
+            if terminated[1]:
+                break
+            screens, action = [], emulator.actions[int(games.played[1])]
+            for _ in range(4):
+                total += emulator.ale.act(action) - reward[1] / 4
+                screens.append(emulator.ale.getScreenGrayscale())
+            assert np.array_equal(np.maximum(screens[2], screens[3]), games.frames84[1]) and total == 0
+            twin.follow()
+            assert np.array_equal(twin.ale.getRAM(), emulator.ale.getRAM()) and twin.ale.lives() == games.lives[1]
+
+
+def test_a_game_is_a_function_of_its_seed():
+    def games_of(num_envs, seeds):
+        games = Games(BREAKOUT, num_envs, 0, max_steps=40)
+        return {int(game["seed"]): game for game in play(games, RandomExpert(), seeds, epsilon=0.1)}
+
+    together, alone = games_of(3, [7, 8, 9, 10]), games_of(1, [10])
+    assert set(together) == {7, 8, 9, 10}
+    assert all(np.array_equal(together[10][key], alone[10][key]) for key in FIELDS)
+    assert not np.array_equal(together[7]["actions"], together[8]["actions"])
+
+
+# ---- what is recorded
+
+
+def test_actions_lead_to_the_next_observation(tmp_path):
+    main(counting_args(tmp_path))
+    episodes = load(tmp_path)
+    assert list(episodes) == [f"train_{k:05d}.npz" for k in range(5)] + ["val_00000.npz", "val_00001.npz"]
+    for episode in episodes.values():
+        T = len(episode["actions"])
+        shown, expected = episode["observations"][:, 0, 0, 0].tolist(), [0]
+        expected += [10 * (t + 1) + int(episode["actions"][t]) for t in range(T)]
+        assert shown == expected and 3 <= T <= 6
+        assert episode["rewards"].tolist() == episode["actions"].tolist()
+        assert episode["terminations"].tolist() == [False] * (T - 1) + [True] and not episode["truncations"].any()
+        assert episode["lives"].shape == (T + 1,) and not episode["forced"].any()
+    assert len({int(episode["seed"]) for episode in episodes.values()}) == 7
+    assert episodes["train_00000.npz"]["observations"].dtype == np.uint8
+    meta = json.loads((tmp_path / "Counting-v0/expert/dataset.json").read_text())
+    assert meta["num_actions"] == 3 and len(meta["random_returns"]) == 20 and len(meta["expert_returns"]) == 7
+    assert meta["episodes"][0]["return"] == episodes["train_00000.npz"]["rewards"].sum()
+
+
+def test_truncation_and_epsilon(tmp_path):
+    (tmp_path / "constant_policy.py").write_text("def one(observation, env):\n    return 1\n")
+    sys.path.insert(0, str(tmp_path))
+    args = counting_args(tmp_path, expert="constant_policy:one", num_episodes=30, num_val_episodes=0, max_steps=3)
+    main(args)
+    assert all((episode["actions"] == 1).all() for episode in load(tmp_path).values())
+    ends = [(e["terminations"][-1], e["truncations"][-1], len(e["actions"])) for e in load(tmp_path).values()]
+    assert (False, True, 3) in ends and all(terminated != truncated for terminated, truncated, _ in ends)
+    main(replace(args, name="world", epsilon=0.5))
+    other = np.concatenate([episode["actions"] for episode in load(tmp_path, name="world").values()])
+    assert 0.2 < (other != 1).mean() < 0.7
+
+
+def test_continuous_actions_rgb_and_grey():
+    for grayscale, channels in ((True, 1), (False, 3)):
+        games = Games("Pendulum-v1", 2, 0, grayscale=grayscale)
+        assert games.reset().shape == (2, 64, 64, channels)
+        *_, info = games.step(np.array([[5.0], [-0.5]]))
+        assert info["action"].dtype == np.float32 and info["action"].tolist() == [[2.0], [-0.5]]  # clipped to the Box
+
+
+# ---- storage
+
+
+def test_resume_equals_uninterrupted(tmp_path, capsys):
+    main(counting_args(tmp_path / "a"))
+    main(counting_args(tmp_path / "b", num_episodes=2, num_val_episodes=0))
+    folder = tmp_path / "b/Counting-v0/expert"
+    before = (folder / "train_00000.npz").stat().st_mtime_ns
+    main(counting_args(tmp_path / "b"))
+    assert same(load(tmp_path / "a"), load(tmp_path / "b"))
+    assert (folder / "train_00000.npz").stat().st_mtime_ns == before and not list(folder.glob("*.tmp"))
+    meta = [json.loads((tmp_path / x / "Counting-v0/expert/dataset.json").read_text()) for x in "ab"]
+    assert meta[0] == meta[1]
+
+
+def test_damaged_foreign_and_mixed_files_are_refused(tmp_path):
+    main(counting_args(tmp_path, num_episodes=2))
+    folder = tmp_path / "Counting-v0/expert"
+    (tmp_path / "zero_policy.py").write_text("def zero(observation, env):\n    return 0")
+    sys.path.insert(0, str(tmp_path))
+    for word, value in (("expert", "zero_policy:zero"), ("epsilon", 0.5), ("seed", 9), ("grayscale", False)):
+        with pytest.raises(SystemExit, match=f"{word} .*choose another --name"):
+            main(counting_args(tmp_path, **{word: value}))
+    path = folder / "train_00001.npz"
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(SystemExit, match="train_00001.npz is damaged"):
+        main(counting_args(tmp_path, num_episodes=2))
+    path.write_bytes((folder / "train_00000.npz").read_bytes())  # whole, but another game
+    with pytest.raises(SystemExit, match="train_00001.npz is damaged or foreign"):
+        main(counting_args(tmp_path, num_episodes=2))
+    path.unlink()
+    main(counting_args(tmp_path, num_episodes=2))
+    assert path.read_bytes() == data or same({"x": dict(np.load(path))}, {"x": dict(np.load(io.BytesIO(data)))})
+    (folder / "dataset.json").unlink()
+    with pytest.raises(SystemExit, match="no dataset.json"):
+        main(counting_args(tmp_path, num_episodes=2))
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
+    for change, sentence in (
+        ({"env_id": "BreakotNoFrameskip-v4"}, "BreakoutNoFrameskip-v4"),
+        ({"env_id": "Counting-v1"}, "Counting-v0"),
+        ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
+        ({"env_id": "ALE/Breakout-v5"}, "NoFrameskip-v4"),
+        ({"expert": "embedded"}, "no embedded expert"),
+        ({"expert": "nothing.zip"}, "nothing.zip"),
+        ({"expert": "no_such_module:policy"}, "no_such_module"),
+        ({"epsilon": 2.0}, "0 to 1"),
+        ({"num_envs": 0}, "1 or more"),
+    ):
+        with pytest.raises(SystemExit, match=sentence):
+            main(counting_args(tmp_path, **change))
+    assert not list(tmp_path.iterdir())
+
+
+# ---- experts
+
+
+def write_zip(path: Path, weights: dict) -> None:
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("policy.pth", buffer.getvalue())
+        archive.writestr("data", b"{}")
+
+
+def test_zoo_atari_agent(tmp_path):
+    shapes = {"cnn.0": (32, 4, 8, 8), "cnn.2": (64, 32, 4, 4), "cnn.4": (64, 64, 3, 3), "linear.0": (512, 3136)}
+    shapes = {f"features_extractor.{key}": shape for key, shape in shapes.items()} | {"action_net": (4, 512)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {"value_net.weight": torch.zeros(1, 512), "pi_features_extractor.cnn.0.weight": torch.zeros(1, 4, 8, 8)}
+    for key, shape in shapes.items():
+        weights[f"{key}.weight"] = torch.randn(shape, generator=generator) * 0.05
+        weights[f"{key}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
+    write_zip(tmp_path / "agent.zip", weights)
+    games = Games(BREAKOUT, 2, seed=0)
+    games.reset()
+    expert = load_expert(str(tmp_path / "agent.zip"), BREAKOUT, games)
+    frames = torch.randint(0, 256, (3, 4, 84, 84), generator=generator) / 255
+    w = {key: (weights[f"{key}.weight"], weights[f"{key}.bias"]) for key in shapes}
+    hidden = frames
+    for key, stride in (("cnn.0", 4), ("cnn.2", 2), ("cnn.4", 1)):
+        hidden = F.relu(F.conv2d(hidden, *w[f"features_extractor.{key}"], stride=stride))
+    hidden = F.relu(F.linear(hidden.flatten(1), *w["features_extractor.linear.0"]))
+    assert torch.allclose(expert.network(frames), F.linear(hidden, *w["action_net"]), atol=1e-5)
+
+    rngs = [np.random.default_rng(i) for i in range(2)]
+    first = games.frames84.copy()
+    assert expert.act(games, rngs, np.ones(2, bool)).shape == (2,)
+    assert not expert.stack[:, :3].any() and np.array_equal(expert.stack[:, 3], first)  # oldest first
+    games.step(np.zeros(2, np.int64))
+    expert.act(games, rngs, np.ones(2, bool))
+    assert np.array_equal(expert.stack[:, 2], first) and np.array_equal(expert.stack[:, 3], games.frames84)
+    with pytest.raises(SystemExit, match="4 outputs, this environment takes 6"):
+        load_expert(str(tmp_path / "agent.zip"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1, 0))
+
+
+class RunningMeanStd:
+    """Stands for stable-baselines3's class of that name."""
+
+
+class VecNormalize:
+    """Stands for stable-baselines3's class of that name."""
+
+
+def test_zoo_vector_agent_with_statistics(tmp_path):
+    weights = {"log_std": torch.tensor([-20.0])}
+    for key, shape in {"mlp_extractor.policy_net.0": (2, 3), "action_net": (1, 2)}.items():
+        weights[f"{key}.weight"], weights[f"{key}.bias"] = torch.ones(shape), torch.zeros(shape[0])
+    write_zip(tmp_path / "agent.zip", weights)
+    stats, stats.obs_rms = (VecNormalize(), RunningMeanStd())[0], RunningMeanStd()
+    stats.obs_rms.mean, stats.obs_rms.var = np.array([1.0, 0.0, 0.0]), np.array([4.0, 1.0, 1.0])
+    stats.epsilon, stats.clip_obs = 0.0, 10.0
+    (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(stats))
+    games = Games("Pendulum-v1", 1, 0)
+    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
+    games.reset()
+    games.obs = [np.array([3.0, 0.5, -1000.0], np.float32)]
+    expert = load_expert(str(tmp_path / "agent.zip"), "Pendulum-v1", games)
+    action = expert.act(games, [np.random.default_rng(0)], np.ones(1, bool))
+    assert np.allclose(action, 2 * np.tanh(1.0 + 0.5 - 10.0), atol=1e-6)  # (3 - 1) / 2, 0.5, clipped to -10
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("import pathlib; pathlib.Path('executed').touch()",)
+
+
+def test_no_pickle_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    StatisticsUnpickler(io.BytesIO(pickle.dumps({"mean": np.ones(3), "bad": Malicious()}))).load()
+    with zipfile.ZipFile("agent.zip", "w") as archive:
+        archive.writestr("policy.pth", pickle.dumps(Malicious()))
+    torch.save({"actor": Malicious()}, "actor.pt")
+    games = Games("Pendulum-v1", 1, 0)
+    for file in ("agent.zip", "actor.pt"):
+        with pytest.raises(SystemExit, match=f"{file} cannot play"):
+            load_expert(file, "Pendulum-v1", games)
+    assert not Path("executed").exists()
+
+
+def test_own_actor(tmp_path):
+    actor = torch.nn.Sequential(
+        *(torch.nn.Conv2d(4, 16, 8, 4), torch.nn.ReLU(), torch.nn.Conv2d(16, 32, 4, 2), torch.nn.ReLU()),
+        *(torch.nn.Conv2d(32, 32, 3, 1), torch.nn.ReLU(), torch.nn.Flatten()),
+        *(torch.nn.Linear(512, 256), torch.nn.ReLU(), torch.nn.Linear(256, 4)),
+    )
+    state = {key: value.half() for key, value in actor.state_dict().items()}
+    saved = {"env_id": BREAKOUT, "format": "ppo-actor-64", "actor": state, "num_actions": 4}
+    torch.save(saved, tmp_path / "actor.pt")
+    games = Games(BREAKOUT, 2, seed=0)
+    games.reset()
+    expert = load_expert(str(tmp_path / "actor.pt"), BREAKOUT, games)
+    frames = torch.rand(3, 4, 64, 64)
+    assert torch.allclose(expert.network(frames), actor(frames), atol=1e-2)
+    expert.act(games, [np.random.default_rng(i) for i in range(2)], np.ones(2, bool))
+    assert np.array_equal(expert.stack[:, 3], games.frames[..., 0])
+    with pytest.raises(SystemExit, match="trained on Breakout"):
+        load_expert(str(tmp_path / "actor.pt"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1, 0))
+
+
+def test_user_policy_on_atari(tmp_path, monkeypatch):
+    code = "def aim(stack, env):\n    assert stack.shape == (4, 84, 84)\n    return env.ale.getRAM()[99] % 4"
+    (tmp_path / "ram_policy.py").write_text(code)
+    monkeypatch.chdir(tmp_path)  # a module in the folder where the command is typed
+    args = Args(expert="ram_policy:aim", num_envs=2, max_steps=20)
+    assert [episode["seed"] for episode in collect(args, tmp_path, [("a.npz", 1), ("b.npz", 2)])] == [1, 2]
+    assert np.load("a.npz")["actions"].shape == (20,)
+
+
+def test_processes_play_the_same_games(tmp_path):
+    args = Args(env_id="tiny:Blocks-v0", expert="tiny:expert", epsilon=0.1, num_episodes=3, num_val_episodes=1)
+    main(replace(args, data_dir=str(tmp_path / "a"), num_processes=2))
+    main(replace(args, data_dir=str(tmp_path / "b"), num_processes=1))
+    assert same(load(tmp_path / "a", args.env_id), load(tmp_path / "b", args.env_id))
+    assert len(load(tmp_path / "a", args.env_id)) == 4
+
+
+def test_auto_asks_the_hub_and_says_what_it_took(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)  # not installed
+    assert choose_expert("auto", BREAKOUT, None) == "embedded" and "the embedded one" in capsys.readouterr().out
+    hub, errors, asked = types.ModuleType("huggingface_hub"), types.ModuleType("errors"), []
+    errors.EntryNotFoundError = FileNotFoundError
+
+    def hf_hub_download(repo, file, etag_timeout):
+        asked.append((repo, file))
+        if file == "vec_normalize.pkl":
+            raise FileNotFoundError
+        return str(tmp_path / file)
+
+    hub.hf_hub_download = hf_hub_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    repo = f"sb3/ppo-{BREAKOUT}"
+    assert choose_expert("auto", BREAKOUT, None) == repo and "Hub" in capsys.readouterr().out
+    assert asked == [(repo, f"ppo-{BREAKOUT}.zip"), (repo, "vec_normalize.pkl")]
+    assert choose_expert("auto", BREAKOUT, "embedded:breakout-lookahead") == "embedded"  # what the data set began with
+    assert choose_expert("auto", BREAKOUT, f"{repo}:ppo.zip:0") == repo
+    assert choose_expert("random", BREAKOUT, None) == "random"
+
+
+def test_look_ahead_keeps_the_ball(tmp_path):
+    games = Games(BREAKOUT, 1, 0, max_steps=250)
+    (game,) = play(games, load_expert("embedded", BREAKOUT, games), [5])
+    assert game["rewards"].sum() >= 4 and game["lives"].min() == 5
+
+
+def test_walker_walks():
+    pytest.importorskip("Box2D")
+    games = Games("BipedalWalker-v3", 1, 0)
+    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
+    (game,) = play(games, load_expert("embedded", "BipedalWalker-v3", games), [1])
+    assert game["rewards"].sum() > 250 and game["actions"].shape[1] == 4
+
+
+def test_every_atari_id_has_a_rom():
+    ids = [env_id for env_id in gym.registry if env_id.endswith("NoFrameskip-v4")]
+    missing = [i for i in ids if not ale_py.roms.get_rom_path(gym.spec(i).kwargs["game"])]
+    assert len(ids) > 50 and not missing
