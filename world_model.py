@@ -363,6 +363,11 @@ class Streams:
         self.rng = torch.Generator().manual_seed(seed)
         self.row = torch.randint(len(data.image), (batch,), generator=self.rng)
         self.fresh = True  # the first chunk starts anywhere, from a zero state
+        row = torch.arange(len(data.image))
+        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
+        self.inside = row[row + length <= ends]  # first rows of the windows that cross no episode's end
+        if not carry and not len(self.inside):
+            sys.exit(f"No episode has {length} frames: lower --batch-length, or leave out --no-carry-state.")
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next batch: image (L, B, 64, 64, C), prev_action (L, B, A), is_first (L, B)."""
@@ -379,12 +384,8 @@ class Streams:
                 index[t] = self.row
                 self.row = self.row + 1
         else:
-            first = torch.randint(len(self.data.image) - self.length + 1, (4 * batch,), generator=self.rng)
-            last_of = torch.searchsorted(starts, first, right=True)  # windows that cross an episode's end are redrawn
-            first = first[first + self.length <= starts[last_of]]
-            while len(first) < batch:
-                first = torch.cat([first, first])
-            index = torch.arange(self.length)[:, None] + first[None, :batch]
+            first = self.inside[torch.randint(len(self.inside), (batch,), generator=self.rng)]
+            index = torch.arange(self.length)[:, None] + first
         image, prev_action, is_first = self.data.rows(index)
         if not self.carry or self.fresh:
             is_first[0] = True
