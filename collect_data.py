@@ -74,7 +74,7 @@ class Args:
     epsilon: float = 0.0
     """probability per step that a burst of 1 to 8 random actions begins"""
     max_steps: int | None = None
-    """agent steps after which a game is cut off (default: Atari's 27000; 2000 with the embedded Breakout expert)"""
+    """agent steps after which a game is cut off; None: Atari's 27000, or 2000 with the embedded Breakout expert"""
     grayscale: bool = True
     """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 
