@@ -48,7 +48,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Episodes, WorldModel, clock, graphed, load_world_model, log, parse_args, save
+from world_model import Episodes, WorldModel, clock, graphed, load, load_world_model, log, parse_args, save
 
 gym.register_envs(ale_py)
 
@@ -122,7 +122,7 @@ class Args:
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
 
 
-SMALL = dict(layers=3, batch_size=256, updates=4000, learning_rate=1e-3, eval_every=1000)
+SMALL = dict(layers=2, units=128, batch_size=256, updates=10_000, learning_rate=5e-4, entropy=0.02, eval_every=1000)
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -546,8 +546,8 @@ def main(args: Args) -> dict:
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
     step, seconds, file = 0, 0.0, run_dir / "checkpoint.pt"
     if file.exists():
-        saved = torch.load(file, map_location=device, weights_only=True)
-        if saved["world_model"] != model.config or saved["layers"] != (args.layers, args.units):
+        saved = load(file, device)
+        if saved.get("world_model") != model.config or saved.get("layers") != (args.layers, args.units):
             sys.exit(f"{file} belongs to another world model or size: give --run-dir, or repeat its settings.")
         for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
             part.load_state_dict(saved[name])
@@ -595,7 +595,7 @@ def main(args: Args) -> dict:
         return {name: float(value) for name, value in means.items()}, rows, clip
 
     if args.cudagraphs and not args.eval_only:
-        update = graphed(update, windows.draw(args.batch_size, rng))
+        update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
     for _ in range(extra):

@@ -27,12 +27,15 @@ Differences from the paper: Eq. 12 as printed puts delta on the wrong term; pros
 on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
 """
 
+import copy
 import dataclasses
 import functools
 import json
 import os
 import sys
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -341,12 +344,14 @@ class Episodes:
                     if num_actions is not None:
                         action = np.eye(num_actions, dtype=np.float32)[action]
                     prev_action = np.concatenate([np.zeros_like(action[:1]), action]).astype(np.float32)
-        except (OSError, ValueError, KeyError, EOFError, IndexError, __import__("zipfile").BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
             sys.exit(f"{file} is not a readable episode ({error}): delete it and run the collection again.")
         if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or len(image) != len(prev_action):
             sys.exit(
                 f"{file} does not hold 64x64 uint8 pictures with one action each: it has {image.shape} {image.dtype}."
             )
+        if prev_action.ndim != 2:
+            sys.exit(f"{file} has actions {prev_action.shape[1:]}, not one flat vector each: dataset.json is missing.")
         return image, prev_action
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -436,6 +441,15 @@ def save(path: Path, content: dict) -> None:
     os.replace(temporary, path)
 
 
+def load(path: Path, device: torch.device) -> dict:
+    """Read what `save` wrote; end with one sentence if the file is something else."""
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        return dict(content)
+    except Exception as error:  # the reader fails in many ways
+        sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another folder (--run-dir).")
+
+
 def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
     """The frozen model in a checkpoint of this script (full, or the small one that is shipped)."""
     if not Path(path).exists():
@@ -507,8 +521,14 @@ def validate(
     return metrics, panel.byte().cpu().numpy()
 
 
-def graphed(update, *example: Tensor):
-    """Record `update(*tensors)` as a CUDA graph; the returned function copies its inputs in and replays it."""
+def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = None):
+    """Record `update(*tensors)` as a CUDA graph; the returned function copies its inputs in and replays it.
+
+    Recording runs the update three times; afterwards the optimiser and its weights are put back as they were.
+    """
+    groups = optimizer.param_groups if optimizer else []
+    before = [(p, p.detach().clone(), copy.deepcopy(dict(optimizer.state[p]))) for g in groups for p in g["params"]]
+    rng = torch.cuda.get_rng_state()
     static = [value.clone() for value in example]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -519,6 +539,12 @@ def graphed(update, *example: Tensor):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = update(*static)
+    with torch.no_grad():  # in place: the graph reads and writes these very tensors
+        for weight, value, state in before:
+            weight.copy_(value)
+            for name, part in optimizer.state[weight].items():
+                part.copy_(state[name]) if name in state else part.zero_()
+    torch.cuda.set_rng_state(rng)
 
     def replay(*values: Tensor):
         for target, value in zip(static, values, strict=True):
@@ -576,8 +602,8 @@ def main(args: Args) -> dict:
     torch.manual_seed(args.seed + rank)  # same weights in every process, different noise
     step, seconds, checkpoint = 0, 0.0, run_dir / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["config"] != model.config or len(saved["ranks"]) != world:
+        saved = load(checkpoint, device)
+        if saved.get("config") != model.config or len(saved.get("ranks", ())) != world:
             sys.exit(
                 f"{checkpoint} was made with other settings: give --run-dir for a new run, or repeat its settings."
             )
@@ -606,8 +632,11 @@ def main(args: Args) -> dict:
         return metrics, state
 
     if args.cudagraphs:
-        image, prev_action, is_first = streams.next()
-        update = graphed(update, image, prev_action, is_first, *carried)
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(args.learning_rate, device=device)  # a plain number would be recorded for good
+        position = streams.state_dict()
+        update = graphed(update, *streams.next(), *carried, optimizer=optimizer)
+        streams.load_state_dict(position)
 
     writer = None
     if rank == 0:
@@ -622,8 +651,9 @@ def main(args: Args) -> dict:
     done_before, metrics, report = step, {}, {}
     while step < args.updates:
         if args.anneal:
+            rate = args.learning_rate * (1 - 0.9 * step / args.updates)
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * (1 - 0.9 * step / args.updates)
+                group["lr"] = group["lr"].fill_(rate) if args.cudagraphs else rate
         batch = streams.next()
         metrics, carried = update(*batch, *(carried if args.carry_state else model.initial(len(batch[0][0]))))
         step += 1
