@@ -170,11 +170,9 @@ def make_env(env_id: str) -> gym.Env:
             problem = "neither observes images nor renders rgb_array"
         elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
             problem = f"has actions {space}, only Discrete and a flat float Box are supported"
-        elif render:
-            env.close()
-            return gym.make(env_id, render_mode="rgb_array")
         else:
-            return env
+            env.close()
+            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
         env.close()
     except (gym.error.Error, ImportError) as error:
         problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
@@ -190,11 +188,13 @@ class Games:
     frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
     three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
     Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
-    The n-th game begun has seed `seed + n`, so the first n games are a fair sample: none is left out for being long.
+    Slot i begins with seed `seed + i` and goes on with its own random generator. If `coming` is an iterator, every game
+    begun takes its seed from there (Atari loads the game anew for that: 0.1 s). A fair sample are the first n games
+    begun, not the first n to end, among which long games are rare.
     """
 
     def __init__(self, env_id: str, num_envs: int, seed: int, max_steps: int = 27000, grayscale: bool = True):
-        self.num_envs, self.max_steps, self.coming = num_envs, max_steps, itertools.count(seed)
+        self.num_envs, self.max_steps, self.seed, self.coming = num_envs, max_steps, seed, None
         self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
         self.channels = 1 if grayscale or self.atari else 3
         if self.atari:
@@ -212,20 +212,20 @@ class Games:
         N = self.num_envs
         self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
         self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
-        self.restart(np.ones(N, bool))
+        self.restart(np.ones(N, bool), self.coming or itertools.count(self.seed))
         return self.frames.copy()
 
-    def restart(self, which: np.ndarray) -> None:
-        """Begin a new game, with the next seed, in the slots where `which` (N,) is true."""
-        self.seeds[which] = list(itertools.islice(self.coming, int(which.sum())))
+    def restart(self, which: np.ndarray, coming) -> None:
+        """Begin a new game in the slots where `which` (N,) is true, seeded while `coming` has seeds."""
+        self.seeds[which] = [next(coming, -1) for _ in range(which.sum())]
         self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
         self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
         if self.atari:
-            obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})
+            obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})  # -1: do not seed
             self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
             self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
         for i in () if self.atari else np.flatnonzero(which):
-            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]))[0]
+            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]) if self.seeds[i] >= 0 else None)[0]
             self.frames[i] = self.picture(i)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
@@ -257,7 +257,7 @@ class Games:
         info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
         self.played = action
         if (terminated | truncated).any():
-            self.restart(terminated | truncated)
+            self.restart(terminated | truncated, self.coming or iter(()))
         return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
 
     def picture(self, i: int) -> np.ndarray:
