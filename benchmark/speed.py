@@ -72,7 +72,7 @@ def about(device: torch.device) -> dict[str, str]:
 
 def main(args: Args) -> list[dict]:
     """Time the three; return their rows."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(1), torch.set_flush_denormal(True)
     cuda = args.cuda and torch.cuda.is_available()
     if args.cudagraphs and not cuda or args.rounds < 1:
         raise SystemExit("--cudagraphs needs a GPU, and --rounds must be 1 or more.")
