@@ -622,7 +622,8 @@ def main(args: Args) -> dict:
             log(writer, run_dir, step, elapsed, report)
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  reward {report['imagine/reward']:.4f}"
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
-                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
+                  end="", flush=True)  # fmt: skip
             if step % args.eval_every == 0:
                 distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
@@ -645,7 +646,8 @@ def main(args: Args) -> dict:
     (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
           f"  DITTO   {report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
-          f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+          f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n"
+          f"  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
     writer.close()
     return report
 

@@ -645,7 +645,7 @@ def main(args: Args) -> dict:
         writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
         count = sum(p.numel() for p in parameters)
         print(
-            f"world model: {count / 1e6:.2f} M parameters, {len(data.image)} frames, {len(data.starts) - 1} episodes, {device}"
+            f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}"
         )
     frames, began = args.batch_size * args.batch_length, time.time()
     done_before, metrics, report = step, {}, {}
@@ -662,9 +662,9 @@ def main(args: Args) -> dict:
             speed = (step - done_before) / (time.time() - began)
             report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames}
             log(writer, run_dir, step, elapsed, report)
-            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/world_model']:.2f}"
-                  f"  image {report['losses/image_nll']:.2f}  kl {report['losses/kl']:.2f}  {speed * frames:.0f} frames/s"
-                  f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
+                  f"  loss {report['losses/world_model']:.2f}  image {report['losses/image_nll']:.2f}  kl {report['losses/kl']:.2f}"
+                  f"  {speed * frames:.0f} frames/s  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
         if step % args.eval_every == 0 or step == args.updates:
             own = streams.state_dict() | {"deter": carried[0], "stoch": carried[1], "torch_rng": torch.get_rng_state()}
             own |= {"cuda_rng": torch.cuda.get_rng_state()} if cuda else {}
