@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
 # ///
 """Collect demonstrations: an expert plays, and its games are stored as 64x64 frames, actions and rewards.

@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
 # ///
 """DITTO: offline imitation learning with world models.
@@ -465,42 +465,39 @@ def ensure(command: list[str]) -> None:
         sys.exit(f"The stage above failed; repair it and run this command again: python {' '.join(command)}")
 
 
+def finished(checkpoint: Path) -> bool:
+    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
+    if not checkpoint.exists():
+        return False
+    saved = load(checkpoint, "cpu")
+    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
+
+
 def prepare(args) -> tuple[str, str]:
     """Find the expert dataset and the world model, making what is missing: folder and checkpoint path."""
-    shipped = Path(f"pretrained/{args.env_id}")
-    folder = Path(args.data_dir or f"data/{args.env_id}/expert")
-    debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
-    if not args.data_dir and not folder.exists() and args.pretrained and args.size == "small":
-        if len(list((shipped / "expert").glob("train_*.npz"))) >= args.num_expert_episodes:
-            folder = shipped / "expert"
-    if not args.data_dir and len(list(folder.glob("train_*.npz"))) < args.num_expert_episodes:
-        ensure(["collect_data.py", "--env-id", args.env_id, "--num-episodes", str(args.num_expert_episodes), *debug])
+    shipped, root = Path(f"pretrained/{args.env_id}"), "data/debug" if args.size == "debug" else "data"
+    use_shipped = args.pretrained and args.size == "small"
+    collect = ["collect_data.py", "--env-id", args.env_id, "--data-dir", root]
+    if args.size == "debug":
+        collect += ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"]
+
+    def has(dataset: Path, episodes: int) -> bool:
+        return len(list(dataset.glob("train_*.npz"))) >= episodes
+
+    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    if not args.data_dir and not folder.exists() and use_shipped and has(shipped / "expert", args.num_expert_episodes):
+        folder = shipped / "expert"
+    if not args.data_dir and not has(folder, args.num_expert_episodes):
+        ensure([*collect, "--num-episodes", str(args.num_expert_episodes)])
     checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
-    if not args.world_model and not checkpoint.exists():
-        if args.pretrained and args.size == "small" and (shipped / "world_model.pt").exists():
-            checkpoint = shipped / "world_model.pt"
-        else:
-            world, episodes = (
-                Path(f"data/{args.env_id}/world"),
-                {"paper": "1000", "small": "40", "debug": "2"}[args.size],
-            )
-            if not world.exists():
-                ensure([
-                        "collect_data.py",
-                        "--env-id",
-                        args.env_id,
-                        "--name",
-                        "world",
-                        "--epsilon",
-                        "0.03",
-                        "--num-episodes",
-                        episodes,
-                        *debug,
-                    ]
-                )
-            ensure(
-                ["world_model.py", "--env-id", args.env_id, "--size", args.size] + ([] if args.cuda else ["--no-cuda"])
-            )
+    if not args.world_model and not checkpoint.exists() and use_shipped and (shipped / "world_model.pt").exists():
+        checkpoint = shipped / "world_model.pt"
+    elif not args.world_model and not finished(checkpoint):
+        world, episodes = Path(f"{root}/{args.env_id}/world"), {"paper": 1000, "small": 40, "debug": 2}[args.size]
+        if not has(world, episodes):
+            ensure([*collect, "--name", "world", "--epsilon", "0.03", "--num-episodes", str(episodes)])
+        train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+        ensure(train + ([] if args.cuda else ["--no-cuda"]))
     print(f"expert: {folder}\nworld model: {checkpoint}")
     return str(folder), str(checkpoint)
 
@@ -533,7 +530,10 @@ def main(args: Args) -> dict:
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
     action_size, deter = data.prev_action.shape[-1], model.config["deter"]
     if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
-        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use a world model of the same environment.")
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment for both.")
+    if len(data.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(data.starts) - 1} expert episodes: lower --num-expert-episodes or collect more.")
+    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
     expert_return, random_return = scores(data.meta)
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
@@ -547,8 +547,12 @@ def main(args: Args) -> dict:
     step, seconds, file = 0, 0.0, run_dir / "checkpoint.pt"
     if file.exists():
         saved = load(file, device)
-        if saved.get("world_model") != model.config or saved.get("layers") != (args.layers, args.units):
-            sys.exit(f"{file} belongs to another world model or size: give --run-dir, or repeat its settings.")
+        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs")
+        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
+        other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        if saved.get("world_model") != fingerprint or other:
+            reason = "with " + ", ".join(other) if other else "on another world model"
+            sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
         for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
             part.load_state_dict(saved[name])
         step, seconds = saved["step"], saved["seconds"]
@@ -611,7 +615,7 @@ def main(args: Args) -> dict:
             report |= test(args.quick_episodes, 20_000)[0] if step < args.updates else {}
             save(file, {"actor": actor.state_dict(), "critic": critic.state_dict(), "target": target.state_dict(),
                         "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed, "rng": rng.get_state(),
-                        "torch_rng": torch.get_rng_state(), "world_model": model.config,
+                        "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
                         "layers": (args.layers, args.units),
                         "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
                  | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip

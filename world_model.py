@@ -1,5 +1,5 @@
 # /// script
-# requires-python = ">=3.10"
+# requires-python = ">=3.11"
 # dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
 # ///
 """World model: a recurrent state-space model (RSSM) with categorical latents, trained on recorded episodes.
@@ -112,7 +112,7 @@ class Args:
     """updates between log rows"""
     # runtime
     bf16: bool = True
-    """convolutions and matrix products in bfloat16 (losses, KL and sampling stay in float32)"""
+    """on CUDA, convolutions and matrix products in bfloat16 (losses, KL and sampling stay in float32)"""
     cudagraphs: bool = False
     """record one update as a CUDA graph and replay it (GPU only)"""
     compile: bool = False
@@ -577,6 +577,8 @@ def main(args: Args) -> dict:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = args.cuda and torch.cuda.is_available()
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
+    if cuda:
+        torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     if args.threads:
@@ -623,7 +625,7 @@ def main(args: Args) -> dict:
     parameters = list(model.parameters())
 
     def update(image, prev_action, is_first, deter, stoch):
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16 and cuda):
             loss, metrics, state = parallel(image, prev_action, is_first, (deter, stoch))  # (2) to (5)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         loss.backward()
@@ -658,13 +660,7 @@ def main(args: Args) -> dict:
         metrics, carried = update(*batch, *(carried if args.carry_state else model.initial(len(batch[0][0]))))
         step += 1
         elapsed = seconds + time.time() - began
-        if rank == 0 and (step % args.log_every == 0 or step == args.updates):
-            speed = (step - done_before) / (time.time() - began)
-            report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames}
-            log(writer, run_dir, step, elapsed, report)
-            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
-                  f"  loss {report['losses/world_model']:.2f}  image {report['losses/image_nll']:.2f}  kl {report['losses/kl']:.2f}"
-                  f"  {speed * frames:.0f} frames/s  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+        errors = {}
         if step % args.eval_every == 0 or step == args.updates:
             own = streams.state_dict() | {"deter": carried[0], "stoch": carried[1], "torch_rng": torch.get_rng_state()}
             own |= {"cuda_rng": torch.cuda.get_rng_state()} if cuda else {}
@@ -677,7 +673,6 @@ def main(args: Args) -> dict:
                 torch.set_rng_state(rng)
                 if cuda:
                     torch.cuda.set_rng_state(own["cuda_rng"])
-                report |= errors
                 print("\n  " + "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
                 writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
                 Image.fromarray(panel.squeeze()).resize((2 * panel.shape[1], 2 * panel.shape[0]), 0).save(
@@ -687,6 +682,15 @@ def main(args: Args) -> dict:
                 save(checkpoint, {"config": model.config, "args": vars(args), "step": step, "seconds": elapsed,
                                   "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ranks": ranks,
                                   "env_id": args.env_id, "versions": versions})  # fmt: skip
+        if rank == 0 and (step % args.log_every == 0 or errors):
+            speed = (step - done_before) / (time.time() - began)
+            row = {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames} | errors
+            log(writer, run_dir, step, elapsed, row)
+            report |= row
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
+                  f"  loss {report['losses/world_model']:.2f}  image {report['losses/image_nll']:.2f}"
+                  f"  kl {report['losses/kl']:.2f}  {speed * frames:.0f} frames/s"
+                  f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
     if rank == 0:
         writer.close()
         print(
