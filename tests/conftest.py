@@ -11,6 +11,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 torch.set_num_threads(1)  # sums in another order would make "bit-identical" depend on the machine
 
 import tiny  # noqa: E402  (registers the environment)
+
 import world_model  # noqa: E402
 
 
@@ -41,3 +42,11 @@ def recorded(tmp_path_factory):
     collect_data.main(collect_data.Args(**common, num_episodes=20, num_val_episodes=4))
     collect_data.main(collect_data.Args(**common, name="world", epsilon=0.3, num_episodes=40, num_val_episodes=2))
     return data_dir / "Blocks-v0"
+
+
+@pytest.fixture(scope="session")
+def trained(recorded, tmp_path_factory):
+    """A finished run of world_model.py at the debug size: its folder and what main returned."""
+    run_dir = tmp_path_factory.mktemp("world_model")
+    folders = f"{recorded}/world,{recorded}/expert"
+    return run_dir, world_model.main(tiny.debug_args(world_model, data_dir=folders, run_dir=str(run_dir)))

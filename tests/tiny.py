@@ -1,10 +1,15 @@
-"""A tiny environment seen as pixels, its expert, and episodes written by hand, for the tests."""
+"""For the tests: a tiny environment seen as pixels, its expert and exact model, episodes by hand, small helpers."""
 
+import csv
 import json
 from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 CELLS, STEPS = 8, 16  # columns of 8 pixels, steps per episode
 
@@ -43,6 +48,45 @@ def expert(observation: np.ndarray, env: gym.Env) -> int:
     return 1 + int(np.sign(env.unwrapped.goal - env.unwrapped.place))
 
 
+class Slide(Blocks):
+    """The same with one continuous action: below 0 left, above 1.5 right."""
+
+    action_space = gym.spaces.Box(-1.0, 3.0, (1,), np.float32)
+
+    def step(self, action):
+        return super().step(0 if action[0] < 0 else 2 if action[0] > 1.5 else 1)
+
+
+gym.register("Slide-v0", Slide)
+
+
+class ExactModel(nn.Module):
+    """A perfect world model of Blocks: deter is place and goal, one-hot (B, 16); stoch is one zero."""
+
+    config = {"deter": 2 * CELLS, "channels": 1, "action_size": 3}
+    feat_size = 2 * CELLS + 1
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("pixel_mean", torch.zeros(1))
+
+    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch, 2 * CELLS), torch.zeros(batch, 1)
+
+    def encode(self, image: Tensor, prev_action: Tensor, is_first: Tensor, state=None):
+        deter = torch.cat([image[..., row, ::8, 0] > 200 for row in (8, 40)], -1).float()
+        stoch = deter.new_zeros(*deter.shape[:-1], 1)
+        return deter, stoch, stoch, (deter[-1], stoch[-1])
+
+    def filter_step(self, state, image: Tensor, prev_action: Tensor, is_first: Tensor):
+        return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
+
+    def imagine_step(self, state, action: Tensor) -> tuple[Tensor, Tensor]:
+        deter, stoch = state
+        place = (deter[:, :CELLS].argmax(-1) + action.argmax(-1) - 1).clamp(0, CELLS - 1)
+        return torch.cat([F.one_hot(place, CELLS).float(), deter[:, CELLS:]], -1), stoch
+
+
 def write_episode(path: Path, observations: np.ndarray, actions: np.ndarray) -> None:
     """One file in the format of collect_data.py, its last step terminal."""
     T = len(actions)
@@ -54,12 +98,51 @@ def write_episode(path: Path, observations: np.ndarray, actions: np.ndarray) -> 
 
 
 def counting_episodes(folder: Path, lengths: tuple[int, ...] = (5, 9, 3, 7), num_actions: int = 3) -> Path:
-    """Episode k of T steps: frame t is grey 20 * k + t all over, action t is (k + t) % num_actions; one more held out."""
+    """Episode k: frame t is grey 20 * k + t all over, action t is (k + t) % num_actions; one more is held out."""
     for k, T in enumerate((*lengths, 6)):
         frames = np.broadcast_to((20 * k + np.arange(T + 1, dtype=np.uint8))[:, None, None, None], (T + 1, 64, 64, 1))
         name = f"train_{k:05d}.npz" if k < len(lengths) else "val_00000.npz"
         write_episode(folder / name, frames, (k + np.arange(T)) % num_actions)
-    meta = {"env_id": "Blocks-v0", "num_actions": num_actions, "random_returns": [0.0], "grayscale": True, "max_steps": 16,
-            "episodes": [{"return": 1.0}]}  # fmt: skip
+    meta = {"env_id": "Blocks-v0", "num_actions": num_actions, "random_returns": [0.0], "grayscale": True,
+            "max_steps": 16, "episodes": [{"return": 1.0}]}  # fmt: skip
     (folder / "dataset.json").write_text(json.dumps(meta))
     return folder
+
+
+def debug_args(module, **changes):
+    """Args of a script for --size debug on the CPU."""
+    fixed = {"env_id": "Blocks-v0", "size": "debug", "cuda": False}
+    return module.Args(**module.SIZES["debug"] | fixed | changes)
+
+
+def read_log(run_dir: Path) -> dict[tuple[int, str], str]:
+    """Values of metrics.csv by step and name."""
+    with open(run_dir / "metrics.csv") as file:
+        return {(int(row["step"]), row["name"]): row["value"] for row in csv.DictReader(file)}
+
+
+def interrupt(monkeypatch, module, step: int) -> None:
+    """Let `module` break off when it logs this step, as if it had been killed."""
+    log = module.log
+
+    def log_or_break(writer, run_dir, at, *rest):
+        if at == step:
+            raise KeyboardInterrupt
+        log(writer, run_dir, at, *rest)
+
+    monkeypatch.setattr(module, "log", log_or_break)
+
+
+def same_tensors(left, right) -> bool:
+    """Whether two nested dicts hold bit-identical tensors and equal numbers."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same_tensors(left[key], right[key]) for key in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(map(same_tensors, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+def assert_one_sentence(stop: pytest.ExceptionInfo) -> None:
+    """An error a person can act on: text, one line, and an exit status other than 0."""
+    text = stop.value.code
+    assert isinstance(text, str) and "\n" not in text.strip() and text.endswith("."), text

@@ -1,0 +1,581 @@
+"""ditto.py: equations on hand-computed numbers, time-steps, gradients, a probe with an exact model, whole runs."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from tiny import assert_one_sentence, interrupt, read_log, same_tensors
+
+import collect_data
+import ditto
+import world_model
+from ditto import (
+    Actor,
+    Args,
+    ExpertWindows,
+    Games,
+    actor_loss,
+    critic_loss,
+    encode_expert,
+    evaluate,
+    imagine,
+    intrinsic_reward,
+    lambda_return,
+    mlp,
+)
+from world_model import Episodes
+
+ROOT = Path(ditto.__file__).parent
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LOG_KEYS = {"losses/policy", "losses/value", "losses/entropy", "imagine/reward", "imagine/value",
+            "imagine/reward_first", "imagine/reward_last", "expert/latent_distance", "expert/action_agreement",
+            "expert/latent_distance_expert_actions", "eval/return_mean", "eval/return_std", "eval/return_vs_expert",
+            "charts/SPS", "charts/imagined_steps"}  # fmt: skip
+
+
+# equations
+
+
+@pytest.mark.parametrize(
+    "agent, expert, reward",
+    [
+        ([3.0, 4.0], [3.0, 4.0], 1.0),
+        ([3.0, 4.0], [-3.0, -4.0], -1.0),
+        ([3.0, 4.0], [6.0, 8.0], 0.5),  # 50 / 10^2: half the length is half the reward
+        ([6.0, 8.0], [3.0, 4.0], 0.5),
+        ([1.0, 0.0], [0.0, 5.0], 0.0),
+        ([1.0, 2.0], [2.0, 2.0], 0.75),  # 6 / 8
+        ([0.0, 0.0], [1.0, 1.0], 0.0),
+    ],
+)
+def test_intrinsic_reward_by_hand(agent, expert, reward):
+    assert intrinsic_reward(torch.tensor(agent), torch.tensor(expert)).item() == pytest.approx(reward)
+
+
+def test_intrinsic_reward_bounds_and_shape():
+    torch.manual_seed(0)
+    agent, expert = torch.randn(7, 5, 3), torch.randn(7, 5, 3)
+    reward = intrinsic_reward(agent, expert)
+    assert reward.shape == (7, 5) and reward.abs().max() < 1
+    assert intrinsic_reward(torch.zeros(3), torch.zeros(3)).isfinite()
+
+
+def test_ablation_rewards_by_hand():
+    agent, expert = torch.tensor([3.0, 4.0]), torch.tensor([6.0, 8.0])
+    assert intrinsic_reward(agent, expert, "l2").item() == -5.0
+    assert intrinsic_reward(agent, expert, "cosine").item() == pytest.approx(1.0)  # blind to length
+    assert intrinsic_reward(agent, torch.tensor([4.0, 3.0]), "cosine").item() == pytest.approx(24 / 25)
+
+
+@pytest.mark.parametrize(
+    "lam, expected",
+    [
+        (0.5, [6.5, 12.0]),  # V_1 = 2 + 0.5 * 20 = 12; V_0 = 1 + 0.5 * (0.5 * 10 + 0.5 * 12) = 6.5
+        (0.0, [6.0, 12.0]),  # one step: 1 + 0.5 * 10
+        (1.0, [7.0, 12.0]),  # Monte Carlo and the last value: 1 + 0.5 * 2 + 0.25 * 20
+    ],
+)
+def test_lambda_return_by_hand(lam, expected):
+    reward, value = torch.tensor([[1.0], [2.0]]), torch.tensor([[1000.0], [10.0], [20.0]])  # value[0] is not used
+    assert lambda_return(reward, value, 0.5, lam)[:, 0].tolist() == expected
+
+
+def test_lambda_return_keeps_streams_apart():
+    reward, value = torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([[0.0, 0.0], [10.0, 0.0], [20.0, 4.0]])
+    returns = lambda_return(reward, value, 0.5, 0.5)
+    assert returns.tolist() == [[6.5, 0.5], [12.0, 2.0]]
+
+
+def test_critic_loss_by_hand():
+    value, returns = torch.tensor([[1.0], [3.0]], requires_grad=True), torch.tensor([[2.0], [1.0]], requires_grad=True)
+    loss = critic_loss(value, returns)
+    assert loss.item() == 1.25  # (1/2 + 4/2) / 2
+    loss.backward()
+    assert value.grad[:, 0].tolist() == [-0.5, 1.0] and returns.grad is None
+
+
+def test_actor_loss_by_hand():
+    log_prob, entropy, advantage = (
+        torch.tensor(x, requires_grad=True) for x in ([[-1.0], [-2.0]], [[0.5], [0.7]], [[2.0], [-3.0]])
+    )
+    loss = actor_loss(log_prob, entropy, advantage, 0.1)
+    # minus the mean of -1 * 2 + 0.1 * 0.5 = -1.95 and -2 * -3 + 0.1 * 0.7 = 6.07
+    assert loss.item() == pytest.approx(-2.06)
+    loss.backward()
+    assert log_prob.grad[:, 0].tolist() == [-1.0, 1.5] and advantage.grad is None
+    assert entropy.grad[:, 0].tolist() == pytest.approx([-0.05, -0.05])
+
+
+# actor
+
+
+def constant_actor(outputs: list[float], **options) -> Actor:
+    """An actor whose network gives the same numbers for every state (feature size 1)."""
+    discrete = options.pop("discrete")
+    actor = Actor(1, len(outputs) // (1 if discrete else 2), discrete, 0, 0, **options)
+    with torch.no_grad():
+        actor.net[0].weight.zero_()
+        actor.net[0].bias.copy_(torch.tensor(outputs))
+    return actor
+
+
+def test_categorical_actor_by_hand():
+    actor = constant_actor([math.log(0.1), math.log(0.2), math.log(0.7)], discrete=True)
+    log_prob, entropy = actor.log_prob(torch.zeros(3, 1), torch.eye(3))
+    assert log_prob.tolist() == pytest.approx([math.log(0.1), math.log(0.2), math.log(0.7)])
+    assert entropy.tolist() == pytest.approx([0.2302585 + 0.3218876 + 0.2496725] * 3)
+    assert actor.mode(torch.zeros(1, 1)).tolist() == [[0.0, 0.0, 1.0]]
+    torch.manual_seed(0)
+    samples = actor.sample(torch.zeros(20_000, 1))
+    assert samples.sum(-1).eq(1).all()
+    torch.testing.assert_close(samples.mean(0), torch.tensor([0.1, 0.2, 0.7]), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("mean, raw", [(0.3, 0.0), (-1.0, 1.0), (0.0, -1.5)])
+def test_squashed_gaussian_density_integrates_to_one(mean, raw):
+    actor = constant_actor([mean, raw], discrete=False, low=[-2.0], high=[3.0])
+    width = 5.0 / 50_000
+    action = (-2.0 + width * (torch.arange(50_000, dtype=torch.float64) + 0.5)).float()[:, None]
+    density = actor.log_prob(torch.zeros(len(action), 1), action)[0].exp()
+    assert (density.double().sum() * width).item() == pytest.approx(1.0, abs=2e-3)
+
+
+def test_squashed_gaussian_of_two_actions():
+    actor = constant_actor([0.3, -0.2, 0.0, 1.0], discrete=False, low=[-1.0, 0.0], high=[1.0, 4.0])
+    one = [constant_actor([0.3, 0.0], discrete=False, low=[-1.0], high=[1.0]),
+           constant_actor([-0.2, 1.0], discrete=False, low=[0.0], high=[4.0])]  # fmt: skip
+    torch.manual_seed(0)
+    feat = torch.zeros(1000, 1)
+    action = actor.sample(feat)
+    assert (action >= torch.tensor([-1.0, 0.0])).all() and (action <= torch.tensor([1.0, 4.0])).all()
+    parts = [part.log_prob(feat, action[:, [i]]) for i, part in enumerate(one)]
+    log_prob, entropy = actor.log_prob(feat, action)
+    torch.testing.assert_close(log_prob, parts[0][0] + parts[1][0])
+    # softplus(0) + 0.05 = 0.7431472, softplus(1) + 0.05 = 1.3632617; entropy ln(std) + 1.4189385 each
+    expected = math.log(0.7431472) + math.log(1.3632617) + 2 * 1.4189385
+    torch.testing.assert_close(entropy, torch.full((1000,), expected))
+    assert actor.mode(feat[:1]).tolist()[0] == pytest.approx([math.tanh(0.3), 2 + 2 * math.tanh(-0.2)])
+    edge = torch.tensor([[1.0, 4.0]])
+    assert actor.log_prob(feat[:1], edge)[0].isfinite()
+
+
+# time-steps
+
+
+class CountingModel:
+    """deter counts the steps; stoch is the action that led there."""
+
+    config = {"deter": 1}
+
+    def imagine_step(self, state, action):
+        return state[0] + 1, action
+
+
+def test_imagined_step_uses_the_action_chosen_from_the_feature_before():
+    start = torch.tensor([[5.0, 0.0], [100.0, 0.0]])  # two states, steps 5 and 100
+    feat, action = imagine(CountingModel(), lambda feat, t: 10 * feat[:, :1] + t, start, 4)
+    assert feat.shape == (5, 2, 2) and action.shape == (4, 2, 1) and torch.equal(feat[0], start)
+    assert feat[:, 0, 0].tolist() == [5, 6, 7, 8, 9] and feat[:, 1, 0].tolist() == [100, 101, 102, 103, 104]
+    assert action[:, 0, 0].tolist() == [50, 61, 72, 83]
+    assert torch.equal(feat[1:, :, 1:], action)
+
+
+def exact(**changes) -> Args:
+    """Arguments of a short run with the exact model: no world_model file is read."""
+    fixed = {"world_model": "exact", "num_expert_episodes": 20, "batch_size": 64, "horizon": 5, "layers": 1}
+    return tiny.debug_args(ditto, **fixed | {"units": 64, "learning_rate": 3e-3, "eval_every": 10_000} | changes)
+
+
+@pytest.fixture
+def exact_model(monkeypatch):
+    """Let ditto.py load the exact model of Blocks instead of a file."""
+    model = tiny.ExactModel()
+    monkeypatch.setattr(ditto, "load_world_model", lambda path, device: model)
+    return model
+
+
+def test_reward_compares_equal_time_steps(recorded, tmp_path, exact_model, monkeypatch):
+    seen = []
+
+    def record(agent, expert, *kind):
+        seen.append((agent, expert))
+        return intrinsic_reward(agent, expert, *kind)
+
+    data = Episodes([str(recorded / "expert")], "train", 20)
+    windows, drawn = ExpertWindows(exact_model, data, 5), []
+    draw = ExpertWindows.draw
+    monkeypatch.setattr(ExpertWindows, "draw", lambda self, *rest: drawn.append(draw(self, *rest)) or drawn[-1])
+    monkeypatch.setattr(ditto, "intrinsic_reward", record)
+    # a policy that replays the expert: only at equal time-steps does it get the whole reward
+    monkeypatch.setattr(
+        ditto,
+        "imagine",
+        lambda model, act, feat, H: imagine(model, lambda feat, t: data.prev_action[drawn[-1][t + 1]], feat, H),
+    )
+    ditto.main(exact(data_dir=str(recorded / "expert"), run_dir=str(tmp_path), updates=1))
+    agent, expert = seen[0]
+    assert torch.equal(expert, windows.feat[drawn[0]][1:, :, :16]) and torch.equal(agent, expert)
+    assert read_log(tmp_path) == {} or read_log(tmp_path)[1, "imagine/reward"] == "1"
+
+
+def test_agreement_of_the_expert_itself(recorded, exact_model):
+    data = Episodes([str(recorded / "expert")], "val")
+    windows = ExpertWindows(exact_model, data, 5)
+
+    class Perfect:
+        discrete = True
+
+        def sample(self, feat):
+            move = feat[..., 8:16].argmax(-1) - feat[..., :8].argmax(-1)
+            return torch.nn.functional.one_hot(1 + move.sign(), 3).float()
+
+        mode = sample
+
+    metrics = ditto.agreement(exact_model, Perfect(), windows, torch.Generator().manual_seed(0))
+    assert metrics["expert/action_agreement"] == 1.0
+    assert metrics["expert/latent_distance"] == metrics["expert/latent_distance_expert_actions"]
+    assert abs(metrics["expert/latent_distance"]) < 1e-6
+
+
+def test_expert_windows_never_cross_an_end(counting, small_model):
+    data = Episodes([str(counting)], "train")  # rows 0-5, 6-15, 16-19, 20-27
+    windows = ExpertWindows(small_model, data, 4)
+    assert windows.allowed.tolist() == [0, 1, 6, 7, 8, 9, 10, 11, 20, 21, 22, 23]
+    rows = windows.draw(500, torch.Generator().manual_seed(0))
+    assert rows.shape == (5, 500) and set(rows[0].tolist()) == set(windows.allowed.tolist())
+    grey = data.image[rows][..., 0, 0, 0].long()
+    assert torch.equal(grey, grey[:1] + torch.arange(5)[:, None])
+    assert windows.feat.shape == (28, 8 + 12)
+
+
+def test_expert_windows_need_a_long_episode(counting, small_model):
+    with pytest.raises(SystemExit, match="--horizon") as stop:
+        ExpertWindows(small_model, Episodes([str(counting)], "train"), 10)
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("chunk", [3, 100])
+def test_encode_expert_filters_every_episode_from_its_start(counting, small_model, chunk):
+    small_model.latent.sample = lambda params: params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)  # no noise
+    data = Episodes([str(counting)], "train")
+    feat = encode_expert(small_model, data, chunk)
+    for start, end in zip(data.starts[:-1], data.starts[1:]):
+        deter, stoch, *_ = small_model.encode(*data.rows(torch.arange(start, end)[:, None]))
+        torch.testing.assert_close(feat[start:end], torch.cat([deter, stoch], -1)[:, 0])
+    assert not feat.requires_grad
+
+
+# gradients
+
+
+def test_each_loss_trains_its_own_network(small_model):
+    torch.manual_seed(0)
+    actor, critic = Actor(20, 3, True, 2, 16), mlp(20, 1, 2, 16)
+    feat, action = imagine(small_model, lambda feat, t: actor.sample(feat), torch.randn(6, 20), 3)
+    assert not feat.requires_grad and not action.requires_grad
+    reward = intrinsic_reward(feat[1:], torch.randn(3, 6, 20))
+    value = critic(feat).squeeze(-1)
+    returns = lambda_return(reward, value, 0.9, 0.9)  # with gradient: the losses must stop it themselves
+    log_prob, entropy = actor.log_prob(feat[:-1], action)
+    for loss, learns, stays in (
+        (actor_loss(log_prob, entropy, returns - value[:-1], 0.1), actor, critic),
+        (critic_loss(critic(feat[:-1]).squeeze(-1), returns), critic, actor),
+    ):
+        for part in (actor, critic):
+            part.zero_grad(set_to_none=True)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in learns.parameters())
+        assert all(p.grad is None for p in (*stays.parameters(), *small_model.parameters()))
+
+
+# the real environment
+
+
+def by_hand(seed: int) -> float:
+    """Return of the expert in the game with this seed, without any code of ditto.py."""
+    env, total, ended = tiny.Blocks(), 0.0, False
+    env.reset(seed=seed)
+    while not ended:
+        _, reward, _, ended, _ = env.step(1 + int(np.sign(env.goal - env.place)))
+        total += reward
+    return total
+
+
+def perfect_action(feat: torch.Tensor) -> torch.Tensor:
+    """The expert's action in states of the exact model."""
+    move = feat[..., 8:16].argmax(-1) - feat[..., :8].argmax(-1)
+    return torch.nn.functional.one_hot(1 + move.sign(), 3).float()
+
+
+@pytest.mark.parametrize("num_envs", [1, 2, 5])
+def test_evaluation_plays_the_first_games_whole(num_envs):
+    model, fed = tiny.ExactModel(), []
+    step = model.filter_step
+    model.filter_step = lambda state, image, action, first: (
+        fed.append((action, first)) or step(state, image, action, first)
+    )
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    rows, clip = evaluate(model, perfect_action, Games("Blocks-v0", num_envs, 0), 5, 3, seed=40)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert [row["seed"] for row in rows] == [40, 41, 42, 43, 44]
+    assert [row["return"] for row in rows] == [by_hand(seed) for seed in range(40, 45)]
+    assert [row["length"] for row in rows] == [16] * 5
+    assert clip.shape == (16, 64, 64, 1) and clip.dtype == np.uint8
+    for t, (action, first) in enumerate(fed):  # is_first on the first frame of each game, and only there
+        assert first.tolist() == [t % 16 == 0] * num_envs
+        assert t == 0 or action.sum(-1).tolist() == [1] * num_envs
+
+
+# probe: with an exact model there is one right policy, and the script must find it
+
+
+def test_ditto_finds_the_experts_actions_in_an_exact_model(recorded, tmp_path, exact_model):
+    args = exact(data_dir=str(recorded / "expert"), run_dir=str(tmp_path), updates=400, eval_episodes=20, log_every=400,
+                 eval_every=400, entropy=0.01)  # fmt: skip
+    result = ditto.main(args)
+    assert result["imagine/reward"] > 0.97 and result["expert/latent_distance_expert_actions"] < 1e-6
+    assert result["expert/action_agreement"] > 0.9 and result["eval/return_vs_expert"] > 0.85
+
+
+# whole runs
+
+
+def debug_args(recorded: Path, trained, run_dir: Path, **changes) -> Args:
+    """Arguments of a run with --size debug on the CPU."""
+    where = {"data_dir": str(recorded / "expert"), "world_model": f"{trained[0]}/checkpoint.pt"}
+    return tiny.debug_args(ditto, **where | {"run_dir": str(run_dir), "target_every": 3} | changes)
+
+
+@pytest.fixture(scope="module")
+def run(recorded, trained, tmp_path_factory):
+    """One finished run of the debug size: its folder and what main returned."""
+    run_dir = tmp_path_factory.mktemp("ditto")
+    return run_dir, ditto.main(debug_args(recorded, trained, run_dir))
+
+
+def test_run_writes_its_files(recorded, run):
+    run_dir, result = run
+    files = {"checkpoint.pt", "metrics.csv", "episodes.csv", "result.json", "agent.gif"}
+    assert files <= {path.name for path in run_dir.iterdir()}
+    assert list(run_dir.glob("events.out.tfevents.*")) and not list(run_dir.glob("*.tmp"))
+    log = read_log(run_dir)
+    assert {step for step, _ in log} == {5, 10, 15, 20} and {name for step, name in log if step == 20} == LOG_KEYS
+    assert np.isfinite(list(map(float, log.values()))).all()
+    stored = json.loads((run_dir / "result.json").read_text())
+    assert {key: stored[key] for key in result} == result and stored["args"]["num_expert_episodes"] == 2
+    assert len(stored["returns"]) == 2 and np.mean(stored["returns"]) == result["eval/return_mean"]
+    meta = json.loads((recorded / "expert" / "dataset.json").read_text())
+    assert result["expert_return"] == np.mean([episode["return"] for episode in meta["episodes"]])
+    assert result["random_return"] == np.mean(meta["random_returns"])
+    rows = (run_dir / "episodes.csv").read_text().split()
+    assert sum(row.startswith("10,") for row in rows) == sum(row.startswith("20,") for row in rows) == 2
+    assert Image.open(run_dir / "agent.gif").size == (192, 192)
+
+
+def test_resumed_run_equals_uninterrupted_run(recorded, trained, run, tmp_path, monkeypatch):
+    args = debug_args(recorded, trained, tmp_path)
+    with monkeypatch.context() as patch:
+        interrupt(patch, ditto, 15)  # the last checkpoint is update 10's
+        with pytest.raises(KeyboardInterrupt):
+            ditto.main(args)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 10
+    result = ditto.main(args)
+    saved = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (run[0], tmp_path)]
+    for name in ("actor", "critic", "target", "optimizer", "rng", "torch_rng", "step"):
+        assert same_tensors(saved[0][name], saved[1][name]), name
+    logs = [read_log(path) for path in (run[0], tmp_path)]
+    for key in logs[1]:
+        assert key[1] == "charts/SPS" or logs[1][key] == logs[0][key], key
+    assert (15, "losses/policy") in logs[1] and result["eval/return_mean"] == run[1]["eval/return_mean"]
+
+
+def test_playing_more_often_does_not_change_the_training(recorded, trained, run, tmp_path):
+    ditto.main(debug_args(recorded, trained, tmp_path, eval_every=4, quick_episodes=3))
+    often, rarely = read_log(tmp_path), read_log(run[0])
+    assert often[20, "losses/policy"] == rarely[20, "losses/policy"]
+
+
+def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path):
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    content = (tmp_path / "checkpoint.pt").read_bytes()
+    result = ditto.main(debug_args(recorded, trained, tmp_path, eval_only=True))
+    assert result["step"] == 20 and result["eval/return_mean"] == run[1]["eval/return_mean"]
+    assert (tmp_path / "checkpoint.pt").read_bytes() == content
+    returns = json.loads((run[0] / "result.json").read_text())["returns"]
+    assert json.loads((tmp_path / "result.json").read_text())["returns"] == returns
+
+
+def test_consecutive_evaluation_plays_after_each_further_update(recorded, trained, run, tmp_path):
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    args = debug_args(recorded, trained, tmp_path, eval_consecutive=3)
+    result = ditto.main(args)
+    returns = json.loads((tmp_path / "result.json").read_text())["returns"]
+    assert len(returns) == 6 and result["eval/return_mean"] == pytest.approx(np.mean(returns))
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
+
+
+@pytest.mark.parametrize("options", [{"reward_latent": "full"}, {"reward": "l2"}, {"reward": "cosine"}])
+def test_reward_options_run(recorded, trained, tmp_path, options):
+    result = ditto.main(debug_args(recorded, trained, tmp_path, updates=5, eval_every=5, **options))
+    assert math.isfinite(result["losses/policy"]) and math.isfinite(result["imagine/reward"])
+
+
+def test_continuous_actions_run(tmp_path):
+    common = dict(env_id="Slide-v0", data_dir=str(tmp_path), expert="random", num_processes=1)
+    collect_data.main(collect_data.Args(**common, num_episodes=3, num_val_episodes=1))
+    where = {"env_id": "Slide-v0", "data_dir": str(tmp_path / "Slide-v0" / "expert"), "updates": 6, "eval_every": 6}
+    model = world_model.main(tiny.debug_args(world_model, run_dir=str(tmp_path / "model"), **where))["checkpoint"]
+    result = ditto.main(tiny.debug_args(ditto, world_model=model, run_dir=str(tmp_path / "agent"), **where))
+    assert math.isfinite(result["losses/policy"]) and 0 <= result["expert/action_agreement"] <= 1
+    actor = torch.load(tmp_path / "agent" / "checkpoint.pt", weights_only=True)["actor"]
+    assert actor["center"].tolist() == [1.0] and actor["scale"].tolist() == [2.0]  # Box(-1, 3)
+
+
+def test_missing_stages_are_run_as_printed_commands(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(ditto.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    ditto.prepare(tiny.debug_args(ditto))
+    printed = [line[2:] for line in capsys.readouterr().out.splitlines() if line.startswith("$ ")]
+    assert [" ".join(["python", *command[1:]]) for command in commands] == printed
+    assert [Path(command[1]).name for command in commands] == ["collect_data.py", "collect_data.py", "world_model.py"]
+    Done.returncode = 1
+    with pytest.raises(SystemExit) as stop:
+        ditto.prepare(tiny.debug_args(ditto))
+    assert_one_sentence(stop)
+
+
+def test_the_whole_chain_from_nothing(tmp_path):
+    for name in ("collect_data.py", "expert_policies.py", "world_model.py", "ditto.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "ditto.py", "--env-id", "BreakoutNoFrameskip-v4", "--size", "debug", "--no-cuda"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("$ python ") == 3 and "score" in done.stdout.splitlines()[-1]
+
+
+# bad input ends with one sentence
+
+
+def test_missing_dataset_or_world_model(recorded, trained, tmp_path):
+    for changes, name in (({"data_dir": str(tmp_path / "nowhere")}, "nowhere"), ({"world_model": "lost.pt"}, "lost")):
+        with pytest.raises(SystemExit, match=name) as stop:
+            ditto.main(debug_args(recorded, trained, tmp_path, **changes))
+        assert_one_sentence(stop)
+
+
+def test_more_episodes_than_there_are(recorded, trained, tmp_path):
+    with pytest.raises(SystemExit, match="--num-expert-episodes") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, num_expert_episodes=21))
+    assert_one_sentence(stop)
+
+
+def test_world_model_of_another_environment(trained, tmp_path):
+    tiny.counting_episodes(tmp_path / "expert", lengths=(9, 9), num_actions=5)
+    with pytest.raises(SystemExit, match="same environment") as stop:
+        ditto.main(debug_args(tmp_path, trained, tmp_path / "run"))
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("changes", [{"units": 16}, {"horizon": 4}, {"seed": 9}])
+def test_checkpoint_of_other_settings_is_refused(recorded, trained, run, tmp_path, changes):
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    with pytest.raises(SystemExit, match="--run-dir") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, **changes))
+    assert_one_sentence(stop)
+
+
+def test_checkpoint_of_another_world_model_is_refused(recorded, trained, run, tmp_path):
+    saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    saved["model"]["gru.weight_hh"] += 1
+    torch.save(saved, tmp_path / "other.pt")
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    with pytest.raises(SystemExit, match="another world model") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, world_model=str(tmp_path / "other.pt")))
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive"])
+def test_garbage_checkpoint_is_named(recorded, trained, tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(SystemExit, match="checkpoint.pt") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path))
+    assert_one_sentence(stop)
+
+
+def test_evaluating_without_a_checkpoint(recorded, trained, tmp_path):
+    with pytest.raises(SystemExit, match="train first") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, eval_only=True))
+    assert_one_sentence(stop)
+
+
+def test_unknown_size_and_unknown_reward():
+    with pytest.raises(SystemExit, match="huge") as stop:
+        world_model.parse_args(Args, ditto.SIZES, ["--size", "huge"])
+    assert_one_sentence(stop)
+    with pytest.raises(SystemExit) as stop:
+        world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", "--reward", "praise"])
+    assert stop.value.code == 2
+
+
+# learning: pixels to policy
+
+
+def test_ditto_learns_from_pixels(recorded, tmp_path):
+    small = dict(env_id="Blocks-v0", size="small", cuda=False, threads=1)
+    model = world_model.Args(
+        **world_model.SIZES["small"] | small | dict(depth=4, deter=64, stoch=8, classes=8, hidden=64, dilation=1,
+        batch_size=8, batch_length=16, updates=1500, eval_every=1500, learning_rate=2e-3,
+        data_dir=f"{recorded}/world,{recorded}/expert", run_dir=str(tmp_path / "model"))
+    )  # fmt: skip
+    checkpoint = world_model.main(model)["checkpoint"]
+    agent = Args(
+        **ditto.SIZES["small"] | small | dict(layers=2, units=64, batch_size=64, horizon=6, updates=1000,
+        eval_every=1000, num_expert_episodes=20, learning_rate=1e-3, entropy=0.01, world_model=checkpoint,
+        data_dir=str(recorded / "expert"), run_dir=str(tmp_path / "agent"))
+    )  # fmt: skip
+    result = ditto.main(agent)
+    assert result["eval/return_vs_expert"] > 0.6, result  # random is 0, the expert 1
+
+
+# GPU
+
+
+@gpu
+def test_gpu_losses_equal_cpu_losses():
+    torch.manual_seed(0)
+    actor, critic, feat, action = Actor(20, 3, True, 2, 16), mlp(20, 1, 2, 16), torch.randn(4, 6, 20), torch.eye(3)
+    action = action[torch.randint(3, (3, 6))]
+    losses = []
+    for device in ("cpu", "cuda"):
+        actor, critic, feat, action = (part.to(device) for part in (actor, critic, feat, action))
+        value = critic(feat).squeeze(-1)
+        returns = lambda_return(intrinsic_reward(feat[1:], feat[:-1]), value, 0.95, 0.95)
+        log_prob, entropy = actor.log_prob(feat[:-1], action)
+        losses += [[actor_loss(log_prob, entropy, returns - value[:-1], 0.05).item(),
+                    critic_loss(value[:-1], returns).item()]]  # fmt: skip
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+@gpu
+def test_graphed_updates_equal_eager_updates(recorded, trained, tmp_path):
+    logs = []
+    for graphs in (False, True):
+        run_dir = tmp_path / str(graphs)
+        ditto.main(debug_args(recorded, trained, run_dir, cuda=True, cudagraphs=graphs))
+        logs.append(read_log(run_dir))
+    for step in (5, 10, 15, 20):
+        assert float(logs[0][step, "losses/value"]) == pytest.approx(float(logs[1][step, "losses/value"]), rel=0.02)

@@ -1,0 +1,515 @@
+"""world_model.py: equations on hand-computed numbers, which action belongs to which frame, gradients, whole runs."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from tiny import assert_one_sentence, interrupt, read_log, same_tensors
+
+import world_model
+from world_model import Args, CategoricalLatent, Episodes, Streams, WorldModel, kl_balanced
+
+ROOT = Path(world_model.__file__).parent
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LOG_KEYS = {"losses/world_model", "losses/image_nll", "losses/kl", "losses/grad_norm", "charts/SPS",
+            "world_model/posterior_error_start", "world_model/posterior_error_end", "world_model/open_loop_error_1",
+            "world_model/open_loop_error_15", "world_model/copy_error_15", "world_model/kl_validation"}  # fmt: skip
+
+
+def debug_args(folder: Path | str, run_dir: Path, **changes) -> Args:
+    """Arguments of a run with --size debug on the CPU."""
+    return tiny.debug_args(world_model, data_dir=str(folder), run_dir=str(run_dir), **changes)
+
+
+# equations
+
+
+def test_kl_balanced_value_and_gradients_by_hand():
+    # q = (1/2, 1/2), p = (1/4, 3/4): KL = 1/2 ln 2 + 1/2 ln(2/3) = 0.1438410; a second, equal variable adds nothing
+    post = torch.tensor([[[0.5, 0.5], [0.3, 0.7]]]).log().requires_grad_()
+    prior = torch.tensor([[[0.25, 0.75], [0.3, 0.7]]]).log().requires_grad_()
+    kl = kl_balanced(post, prior, 0.8)
+    assert kl.shape == (1,) and kl.item() == pytest.approx(0.1438410, abs=1e-6)
+    kl.sum().backward()
+    # prior: alpha * (p - q) = 0.8 * (-1/4, 1/4)
+    torch.testing.assert_close(prior.grad, torch.tensor([[[-0.2, 0.2], [0.0, 0.0]]]), atol=1e-6, rtol=0)
+    # posterior: (1 - alpha) * q * (ln(q / p) - KL) = 0.2 * 1/2 * (0.6931472 - 0.1438410) and the opposite
+    torch.testing.assert_close(post.grad, torch.tensor([[[0.0549306, -0.0549306], [0.0, 0.0]]]), atol=1e-6, rtol=0)
+
+
+def test_kl_balanced_of_equal_distributions_is_zero():
+    logits = torch.randn(5, 2, 3, 4)
+    assert kl_balanced(logits, logits + 7, 0.8).abs().max() < 1e-5  # a constant added to logits changes nothing
+
+
+@pytest.mark.parametrize("alpha, trained", [(1.0, "prior"), (0.0, "post")])
+def test_kl_balanced_limits_train_one_side_only(alpha, trained):
+    logits = {name: torch.randn(2, 3, requires_grad=True) for name in ("post", "prior")}
+    kl_balanced(logits["post"], logits["prior"], alpha).backward()
+    for name, value in logits.items():
+        assert (value.grad.abs().max() > 1e-3) == (name == trained)
+
+
+def test_latent_sample_frequencies_and_straight_through_gradient():
+    torch.manual_seed(0)
+    latent = CategoricalLatent(2, 3)
+    logits = torch.tensor([0.1, 0.2, 0.7, 0.5, 0.5, 1e-9]).log().requires_grad_()
+    sample = latent.sample(logits.expand(20_000, 6))
+    assert sample.shape == (20_000, 6)
+    groups = sample.detach().unflatten(-1, (2, 3))
+    assert (groups.sum(-1) - 1).abs().max() < 1e-6 and groups.amax(-1).sub(1).abs().max() < 1e-6  # one-hot
+    # standard error of a frequency is at most 0.0036
+    torch.testing.assert_close(sample.mean(0), torch.tensor([0.1, 0.2, 0.7, 0.5, 0.5, 0.0]), atol=0.015, rtol=0)
+    (latent.sample(logits) * torch.tensor([1.0, 2.0, 3.0, 0.0, 0.0, 0.0])).sum().backward()
+    # gradient of the softmax: p * (w - p.w) with p.w = 0.1 + 0.4 + 2.1 = 2.6
+    torch.testing.assert_close(logits.grad[:3], torch.tensor([-0.16, -0.12, 0.28]), atol=1e-6, rtol=0)
+
+
+def test_loss_is_weighted_error_plus_weighted_kl(small_model, monkeypatch):
+    small_model.config |= {"image_weight": 3.0, "beta": 10.0}
+    monkeypatch.setattr(small_model, "decode", lambda feat: feat.new_full((*feat.shape[:-1], 1, 64, 64), 2.0))
+    monkeypatch.setattr(small_model.latent, "kl", lambda post, prior, alpha: torch.full(post.shape[:-1], alpha))
+    image = torch.full((2, 3, 64, 64, 1), 60, dtype=torch.uint8)  # the mean: 0 when normalised
+    loss, metrics, _ = small_model.loss(image, torch.zeros(2, 3, 3), torch.ones(2, 3, dtype=torch.bool))
+    assert metrics["losses/image_nll"].item() == 0.5 * 64 * 64 * 2.0**2  # summed over pixels, averaged over frames
+    assert loss.item() == pytest.approx(3.0 * 8192 + 10.0 * 0.8)
+
+
+def test_preprocess_normalises_and_dilates(small_model):
+    image = torch.zeros(1, 64, 64, 1, dtype=torch.uint8)
+    image[0, 10, 20], image[0, 63, 0] = 90, 120
+    pixels = small_model.preprocess(image)  # mean 60, standard deviation 30
+    assert pixels.shape == (1, 1, 64, 64)
+    assert [pixels[0, 0, y, x].item() for y, x in ((10, 20), (63, 0), (0, 0))] == [1.0, 2.0, -2.0]
+    assert torch.equal(small_model.to_pixels(pixels).byte(), image)
+    small_model.config["dilation"] = 5
+    wide = small_model.preprocess(image)
+    assert (wide == 1).sum() == 25 and (wide == 2).sum() == 9  # 5x5; a corner keeps 3x3 of it
+    reference = F.max_pool2d(image.movedim(-1, 1).float(), 5, stride=1, padding=2)
+    assert torch.equal(wide, (reference - 60) / 30)
+
+
+def test_pixel_statistics(counting):
+    data = Episodes([str(counting)], "train")
+    grey = np.concatenate([20 * k + np.arange(T + 1) for k, T in enumerate((5, 9, 3, 7))])
+    mean, std = world_model.pixel_statistics(data, Args(pixel_stats="global"), 1)
+    assert mean.shape == std.shape == (1, 1, 1) and mean.item() == pytest.approx(grey.mean(), rel=1e-5)
+    assert std.item() == pytest.approx(grey.std(), rel=1e-4)
+    data.image[:, 0, 0] = 7  # a pixel that never changes
+    mean, std = world_model.pixel_statistics(data, Args(pixel_stats="pixel", pixel_std_floor=2.0), 1)
+    assert mean.shape == std.shape == (1, 64, 64)
+    assert (mean[0, 0, 0].item(), std[0, 0, 0].item()) == (7.0, 2.0)
+    assert std[0, 1, 1].item() == pytest.approx(grey.std(ddof=1), rel=1e-4)
+
+
+# which action belongs to which frame
+
+
+def smooth(model: WorldModel) -> WorldModel:
+    """Replace draws by probabilities, so that equal inputs give equal states."""
+    model.latent.sample = lambda params: params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)
+    return model
+
+
+def random_batch(T: int, B: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Noise pictures, one-hot actions, is_first only at the start."""
+    rng = torch.Generator().manual_seed(3)
+    image = torch.randint(256, (T, B, 64, 64, 1), generator=rng, dtype=torch.uint8)
+    prev_action = F.one_hot(torch.randint(3, (T, B), generator=rng), 3).float()
+    return image, prev_action, torch.arange(T)[:, None].expand(T, B) == 0
+
+
+def test_prev_action_of_a_row_moves_the_state_of_that_row(small_model):
+    image, prev_action, is_first = random_batch(4)
+    deter = smooth(small_model).encode(image, prev_action, is_first)[0]
+    prev_action[2] = prev_action[2].roll(1, -1)
+    moved = (small_model.encode(image, prev_action, is_first)[0] - deter).abs().amax((1, 2)) > 1e-6
+    assert moved.tolist() == [False, False, True, True]
+
+
+def test_frame_of_a_row_moves_the_deter_of_later_rows_only(small_model):
+    image, prev_action, is_first = random_batch(4)
+    deter, stoch, *_ = smooth(small_model).encode(image, prev_action, is_first)
+    image[1] = 255 - image[1]
+    new_deter, new_stoch, *_ = small_model.encode(image, prev_action, is_first)
+    assert ((new_deter - deter).abs().amax((1, 2)) > 1e-7).tolist() == [False, False, True, True]
+    assert ((new_stoch - stoch).abs().amax((1, 2)) > 1e-7).tolist() == [False, True, True, True]
+
+
+def test_is_first_resets_exactly_there(small_model):
+    image, prev_action, is_first = random_batch(6)
+    is_first = is_first.clone()
+    is_first[3, 1] = True  # stream 1 begins a new episode, stream 0 goes on
+    straight = smooth(small_model).encode(image, prev_action, is_first & False)[0]
+    deter = small_model.encode(image, prev_action, is_first)[0]
+    fresh = small_model.encode(image[3:], prev_action[3:], is_first[3:])[0]
+    torch.testing.assert_close(deter[3:, 1], fresh[:, 1])
+    torch.testing.assert_close(deter[1:3, 1], small_model.encode(image[:3], prev_action[:3], is_first[:3])[0][1:, 1])
+    assert (deter[3:, 0] - fresh[:, 0]).abs().max() > 1e-4 and (deter[3:, 1] - straight[3:, 1]).abs().max() > 1e-4
+    prev_action[3, 1] = prev_action[3, 1].roll(1)  # this action ended the old episode: ignored
+    torch.testing.assert_close(small_model.encode(image, prev_action, is_first)[0], deter)
+
+
+def test_encode_equals_filter_steps_with_the_same_noise(small_model):
+    image, prev_action, is_first = random_batch(7)
+    torch.manual_seed(5)
+    deter, stoch, post, last = small_model.encode(image, prev_action, is_first)
+    assert (deter.shape, stoch.shape, post.shape) == ((7, 2, 8), (7, 2, 12), (7, 2, 12))
+    assert torch.equal(last[0], deter[-1]) and torch.equal(last[1], stoch[-1])
+    torch.manual_seed(5)
+    state = small_model.initial(2)
+    for t in range(7):
+        state = small_model.filter_step(state, image[t], prev_action[t], is_first[t])
+        torch.testing.assert_close(state[0], deter[t])
+        torch.testing.assert_close(state[1], stoch[t])
+    torch.manual_seed(5)  # in two chunks, the state carried on
+    first = small_model.encode(image[:3], prev_action[:3], is_first[:3])
+    second = small_model.encode(image[3:], prev_action[3:], is_first[3:], first[-1])
+    torch.testing.assert_close(torch.cat([first[0], second[0]]), deter)
+
+
+def test_imagine_step_uses_the_prior_of_the_new_deter(small_model):
+    state = torch.randn(2, 8), torch.randn(2, 12)
+    action = torch.eye(3)[:2]
+    deter, stoch = smooth(small_model).imagine_step(state, action)
+    # what filtering computes before it sees the picture
+    _, _, _, (filtered, _) = small_model.encode(*(x[:1] for x in random_batch(1)[:1]), action[None],
+                                                torch.zeros(1, 2, dtype=torch.bool), state)  # fmt: skip
+    torch.testing.assert_close(deter, filtered)
+    torch.testing.assert_close(stoch, small_model.latent.sample(small_model.prior(deter)))
+
+
+# data
+
+
+def test_episodes_keep_terminal_frames_and_shift_actions(counting):
+    data = Episodes([str(counting)], "train")
+    assert data.starts.tolist() == [0, 6, 16, 20, 28] and data.discrete
+    assert data.is_first.nonzero().flatten().tolist() == [0, 6, 16, 20]
+    for k, T in enumerate((5, 9, 3, 7)):
+        with np.load(counting / f"train_{k:05d}.npz") as file:
+            rows = slice(int(data.starts[k]), int(data.starts[k + 1]))
+            assert torch.equal(data.image[rows], torch.from_numpy(file["observations"]))  # T + 1 frames, the last too
+            assert torch.equal(data.prev_action[rows][1:].argmax(-1), torch.from_numpy(file["actions"]))
+            assert data.prev_action[rows][1:].sum(-1).eq(1).all() and data.prev_action[rows][0].sum() == 0
+    held_out = Episodes([str(counting)], "val")
+    assert held_out.starts.tolist() == [0, 7] and held_out.image[0, 0, 0, 0] == 80
+    assert len(Episodes([str(counting)], "train", limit=2).image) == 16
+    assert len(Episodes([str(counting), str(counting)], "train").image) == 56
+
+
+def dreamer_episodes(folder: Path, count: int = 3) -> Path:
+    """Files as DreamerV2 writes them: action, reward and is_first belong to the image of the same row."""
+    folder.mkdir()
+    for k in range(count):
+        image = np.full((10, 64, 64, 3), 10 * k, np.uint8) + np.arange(10, dtype=np.uint8)[:, None, None, None]
+        action = np.linspace(-1, 1, 20, dtype=np.float32).reshape(10, 2) + k
+        np.savez_compressed(folder / f"2023{k}-9.npz", image=image, action=action, reward=np.zeros(10, np.float32),
+                            is_first=np.arange(10) == 0)  # fmt: skip
+    return folder
+
+
+def test_dreamer_style_folder(tmp_path):
+    folder = dreamer_episodes(tmp_path / "kitchen")
+    data, held_out = (Episodes([str(folder)], split) for split in ("train", "val"))
+    assert data.starts.tolist() == [0, 10, 20] and held_out.starts.tolist() == [0, 10]  # the last one is held out
+    assert held_out.image[0, 0, 0].tolist() == [20, 20, 20] and not data.discrete
+    with np.load(folder / "20231-9.npz") as file:
+        assert torch.equal(data.prev_action[10:], torch.from_numpy(file["action"]))  # not shifted: already previous
+        assert torch.equal(data.image[10:], torch.from_numpy(file["image"]))
+
+
+def test_a_step_on_dreamer_style_data(tmp_path):
+    folder = dreamer_episodes(tmp_path / "kitchen")
+    result = world_model.main(debug_args(folder, tmp_path / "run", updates=2, eval_every=2, log_every=1))
+    model = world_model.load_world_model(result["checkpoint"])
+    assert (model.config["channels"], model.config["action_size"]) == (3, 2)
+    assert Image.open(tmp_path / "run" / "dream.png").mode == "RGB"
+
+
+def test_carried_streams_walk_to_the_end_then_start_anew(counting):
+    data = Episodes([str(counting)], "train")
+    streams = Streams(data, 3, 5, carry=True, seed=0)
+    chunks = [streams.next() for _ in range(40)]
+    grey = torch.cat([image[..., 0, 0, 0] for image, _, _ in chunks]).long()  # (T, B): 20 * episode + time-step
+    is_first = torch.cat([first for _, _, first in chunks])
+    last = torch.tensor([5, 29, 43, 67])
+    assert is_first[0].all()  # starts anywhere, from a zero state
+    for b in range(3):
+        for t in range(1, len(grey)):
+            if torch.isin(grey[t - 1, b], last):
+                assert grey[t, b] in (0, 20, 40, 60) and is_first[t, b]
+            else:
+                assert grey[t, b] == grey[t - 1, b] + 1 and not is_first[t, b]
+    assert len(grey.unique()) == 28  # terminal frames too
+    expected = torch.where(is_first, -1, (grey // 20 + grey % 20 - 1) % 3)  # the action that led to each frame
+    prev_action = torch.cat([action for _, action, _ in chunks])
+    found = torch.where(is_first, -1, prev_action.argmax(-1))
+    assert torch.equal(found, expected)
+
+
+def test_uniform_windows_never_cross_an_end(counting):
+    data = Episodes([str(counting)], "train")
+    streams, seen = Streams(data, 4, 6, carry=False, seed=0), set()
+    for _ in range(50):
+        image, _, is_first = streams.next()
+        grey = image[..., 0, 0, 0].long()
+        assert torch.equal(grey, grey[:1] + torch.arange(6)[:, None]) and len((grey // 20).unique(dim=0)) == 1
+        assert is_first[0].all() and not is_first[1:].any()
+        seen |= set(grey[0].tolist())
+    assert seen == {0, *range(20, 25), *range(60, 63)}  # every window there is; episode 2 is too short
+
+
+@pytest.mark.parametrize("length", [11, 40])
+def test_uniform_windows_need_one_long_episode(counting, length):
+    with pytest.raises(SystemExit, match="--batch-length") as stop:
+        Streams(Episodes([str(counting)], "train"), 4, length, carry=False, seed=0)
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_streams_continue_from_their_state(counting, carry):
+    data = Episodes([str(counting)], "train")
+    whole, other = Streams(data, 3, 4, carry, 0), Streams(data, 3, 4, carry, 9)
+    whole.next()
+    other.load_state_dict(whole.state_dict())
+    for _ in range(5):
+        assert all(torch.equal(a, b) for a, b in zip(whole.next(), other.next(), strict=True))
+
+
+# gradients
+
+
+def test_every_parameter_learns_from_the_loss(small_model):
+    torch.manual_seed(0)
+    loss, _, state = small_model.loss(*random_batch(4))
+    loss.backward()
+    missing = [n for n, p in small_model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert missing == [] and not any(part.requires_grad for part in state)
+    assert torch.isfinite(torch.stack([p.grad.norm() for p in small_model.parameters()])).all()
+
+
+def test_bfloat16_changes_the_loss_little(small_model):
+    batch = random_batch(3)
+    smooth(small_model)
+    exact = small_model.loss(*batch)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, state = small_model.loss(*batch)
+    assert loss.dtype == state[0].dtype == torch.float32 and loss.item() == pytest.approx(exact.item(), rel=0.02)
+
+
+# whole runs
+
+
+def test_run_writes_its_files(trained):
+    run_dir, result = trained
+    assert {"checkpoint.pt", "metrics.csv", "dream.png"} <= {path.name for path in run_dir.iterdir()}
+    assert list(run_dir.glob("events.out.tfevents.*")) and not list(run_dir.glob("*.tmp"))
+    log = read_log(run_dir)
+    assert {step for step, _ in log} == {5, 10, 15, 20} and {name for step, name in log if step == 20} == LOG_KEYS
+    assert result["step"] == 20 and LOG_KEYS <= result.keys() and np.isfinite(list(map(float, log.values()))).all()
+    assert Image.open(run_dir / "dream.png").size == (2 * 6 * 64, 2 * 4 * 64)  # 6 steps; truth, posterior, dream, error
+    model = world_model.load_world_model(run_dir / "checkpoint.pt")
+    assert model.pixel_std.min() >= 16 and model.pixel_mean.shape == (1, 64, 64)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("carry_state", [True, False])
+def test_resumed_run_equals_uninterrupted_run(recorded, trained, tmp_path, monkeypatch, carry_state):
+    def args(name):
+        return debug_args(f"{recorded}/world,{recorded}/expert", tmp_path / name, carry_state=carry_state)
+
+    whole = trained[0] if carry_state else tmp_path / "whole"
+    if not carry_state:
+        world_model.main(args("whole"))
+    with monkeypatch.context() as patch:
+        interrupt(patch, world_model, 15)  # the last checkpoint is update 10's
+        with pytest.raises(KeyboardInterrupt):
+            world_model.main(args("broken"))
+    assert torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["step"] == 10
+    world_model.main(args("broken"))
+    saved = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (whole, tmp_path / "broken")]
+    for name in ("model", "optimizer", "ranks", "step"):
+        assert same_tensors(saved[0][name], saved[1][name]), name
+    logs = [read_log(path) for path in (whole, tmp_path / "broken")]
+    assert all(logs[1][key] == logs[0][key] for key in logs[1] if key[1] != "charts/SPS")
+    assert (15, "losses/world_model") in logs[1] and (20, "world_model/open_loop_error_15") in logs[1]
+
+
+def test_finished_run_is_left_alone(trained):
+    run_dir, result = trained
+    before = (run_dir / "checkpoint.pt").read_bytes()
+    saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
+    assert world_model.main(Args(**saved["args"]))["step"] == 20
+    assert (run_dir / "checkpoint.pt").read_bytes() == before
+
+
+def test_validation_leaves_the_training_noise_alone(recorded, trained, tmp_path):
+    args = debug_args(f"{recorded}/world,{recorded}/expert", tmp_path / "often", eval_every=4)
+    world_model.main(args)
+    often, rarely = read_log(tmp_path / "often"), read_log(trained[0])
+    assert often[20, "losses/world_model"] == rarely[20, "losses/world_model"]
+
+
+def test_shipped_bfloat16_weights_load(trained, tmp_path):
+    saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    weights = {name: value.bfloat16() for name, value in saved["model"].items()}
+    torch.save({"config": saved["config"], "model": weights}, tmp_path / "world_model.pt")
+    model = world_model.load_world_model(tmp_path / "world_model.pt")
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    torch.testing.assert_close(model.gru.weight_hh, saved["model"]["gru.weight_hh"], atol=0.01, rtol=0.01)
+
+
+# bad input ends with one sentence
+
+
+def test_no_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="collect_data.py --env-id Blocks-v0") as stop:
+        world_model.main(Args(env_id="Blocks-v0", size="debug", cuda=False))
+    assert_one_sentence(stop)
+    with pytest.raises(SystemExit, match="nowhere") as stop:
+        world_model.main(debug_args(tmp_path / "nowhere", tmp_path / "run"))
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "text", "other keys", "too small"])
+def test_damaged_episode_is_named(counting, damage):
+    path = counting / "train_00001.npz"
+    content = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        path.write_bytes(content[:80] + bytes(200) + content[280:])
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "text":
+        path.write_text("not an archive")
+    elif damage == "other keys":
+        np.savez(path, pictures=np.zeros(3))
+    else:
+        tiny.write_episode(path, np.zeros((4, 32, 32, 1), np.uint8), np.zeros(3, int))
+    with pytest.raises(SystemExit, match="train_00001.npz") as stop:
+        Episodes([str(counting)], "train")
+    assert_one_sentence(stop)
+
+
+def test_discrete_actions_without_metadata_are_refused(counting):
+    (counting / "dataset.json").unlink()
+    with pytest.raises(SystemExit, match="train_00000.npz") as stop:
+        Episodes([str(counting)], "train")
+    assert_one_sentence(stop)
+
+
+def test_datasets_of_two_environments_do_not_mix(counting, tmp_path):
+    other = tiny.counting_episodes(tmp_path / "other", num_actions=5)
+    with pytest.raises(SystemExit, match="one environment") as stop:
+        Episodes([str(counting), str(other)], "train")
+    assert_one_sentence(stop)
+
+
+def test_checkpoint_of_other_settings_is_refused(recorded, trained, tmp_path):
+    shutil.copy(trained[0] / "checkpoint.pt", tmp_path / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="other settings") as stop:
+        world_model.main(debug_args(recorded / "expert", tmp_path, deter=16))
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
+def test_garbage_checkpoint_is_named(recorded, tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    for attempt in (lambda: world_model.main(debug_args(recorded / "expert", tmp_path)),
+                    lambda: world_model.load_world_model(tmp_path / "checkpoint.pt")):  # fmt: skip
+        with pytest.raises(SystemExit, match="checkpoint.pt") as stop:
+            attempt()
+        assert_one_sentence(stop)
+
+
+def test_foreign_checkpoint_and_missing_checkpoint_are_named(tmp_path):
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.pt")
+    for name in ("foreign.pt", "missing.pt"):
+        with pytest.raises(SystemExit, match=name) as stop:
+            world_model.load_world_model(tmp_path / name)
+        assert_one_sentence(stop)
+
+
+def test_sizes_and_flags(capsys):
+    def parse(*argv):
+        return world_model.parse_args(Args, world_model.SIZES, list(argv))
+
+    assert vars(parse("--size", "paper")) == vars(Args(size="paper"))  # the paper's size is what Args says
+    small = parse("--size", "small", "--deter", "77")
+    assert small.deter == 77 and small.depth == world_model.SIZES["small"]["depth"] and small.size == "small"
+    assert parse("--size=debug").updates == 20
+    capsys.readouterr()
+    assert parse("--no-cuda").size == "small"
+    assert len(capsys.readouterr().out.strip().splitlines()) == 1  # auto is announced in one line
+    with pytest.raises(SystemExit, match="huge") as stop:
+        parse("--size", "huge")
+    assert_one_sentence(stop)
+
+
+def test_two_processes_train_and_resume(recorded, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+               "--nproc-per-node", "2", str(ROOT / "world_model.py"), "--env-id", "Blocks-v0", "--size", "debug",
+               "--no-cuda", "--data-dir", str(recorded / "expert"), "--run-dir", str(tmp_path), "--eval-every", "3"]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    for updates in ("3", "6"):
+        out = tmp_path / f"out{updates}"
+        with open(out, "w") as file:
+            run = subprocess.Popen([*command, "--updates", updates], env=environment, stdout=file, stderr=file)
+            try:
+                status = run.wait(120)
+            except subprocess.TimeoutExpired:
+                status = "timeout"
+                run.terminate()  # not kill(): it must have time to end its own two processes
+                run.wait(60)
+        assert status == 0, out.read_text()[-3000:]
+    assert "resuming" in out.read_text() and out.read_text().count("world model of Blocks-v0") == 1  # one talks
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 6 and len(saved["ranks"]) == 2
+    assert all(value.isfinite().all() for value in saved["model"].values())
+    left, right = saved["ranks"]
+    assert left["deter"].shape == (2, 32)  # half of the four streams each
+    assert not torch.equal(left["torch_rng"], right["torch_rng"]) and not torch.equal(left["row"], right["row"])
+    with pytest.raises(SystemExit, match="other settings"):  # two random states cannot continue in one process
+        world_model.main(debug_args(recorded / "expert", tmp_path))
+
+
+def test_metadata_of_the_dataset_is_kept(recorded):
+    data = Episodes([str(recorded / "expert")], "train")
+    assert data.meta == json.loads((recorded / "expert" / "dataset.json").read_text())
+    assert data.prev_action.shape[-1] == 3 and len(data.starts) == 21
+
+
+# GPU
+
+
+@gpu
+def test_gpu_loss_equals_cpu_loss(small_model):
+    batch = random_batch(4)
+    expected = smooth(small_model).loss(*batch)[0].item()
+    small_model.cuda()
+    assert small_model.loss(*(value.cuda() for value in batch))[0].item() == pytest.approx(expected, rel=1e-3)
+
+
+@gpu
+def test_graphed_updates_equal_eager_updates(recorded, tmp_path):
+    logs = []
+    for graphs in (False, True):
+        run_dir = tmp_path / str(graphs)
+        world_model.main(debug_args(recorded / "expert", run_dir, cuda=True, cudagraphs=graphs, bf16=False))
+        logs.append(read_log(run_dir))
+    for step in (5, 10, 15, 20):
+        assert float(logs[0][step, "losses/world_model"]) == pytest.approx(
+            float(logs[1][step, "losses/world_model"]), rel=0.02
+        )
