@@ -701,7 +701,6 @@ def main(args: Args) -> dict:
     return {"step": step, "checkpoint": str(checkpoint)} | report
 
 
-# --- same in: world_model, ditto ---
 def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics: dict[str, float]) -> None:
     """One row of metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
     file = run_dir / "metrics.csv"
@@ -711,9 +710,6 @@ def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics
         for name, value in metrics.items():
             out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
             writer.add_scalar(name, value, step)
-
-
-# --- end ---
 
 
 if __name__ == "__main__":

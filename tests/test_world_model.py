@@ -461,7 +461,8 @@ def test_sizes_and_flags(capsys):
 def test_two_processes_train_and_resume(recorded, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
                "--nproc-per-node", "2", str(ROOT / "world_model.py"), "--env-id", "Blocks-v0", "--size", "debug",
-               "--no-cuda", "--data-dir", str(recorded / "expert"), "--run-dir", str(tmp_path), "--eval-every", "3"]  # fmt: skip
+               "--no-cuda", "--data-dir", str(recorded / "expert"), "--run-dir", str(tmp_path),
+               "--eval-every", "3"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     for updates in ("3", "6"):
         out = tmp_path / f"out{updates}"

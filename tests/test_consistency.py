@@ -1,0 +1,246 @@
+"""What the files say about each other: shared blocks, dependencies, arguments, equations, commands, metrics, links."""
+
+import ast
+import dataclasses
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import test_ditto
+import test_world_model
+import tyro
+
+import collect_data
+import ditto
+import train_expert
+import world_model
+
+ROOT = Path(ditto.__file__).parent
+spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmark" / "speed.py")
+speed = sys.modules["speed"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(speed)
+SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
+           "ditto.py": ditto, "benchmark/speed.py": speed}  # fmt: skip
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def source(name: str) -> str:
+    """Text of a script."""
+    return (ROOT / name).read_text()
+
+
+def args_fields(name: str) -> dict[str, tuple[str, str, str]]:
+    """Type, default and help text of every field of a script's Args."""
+    (cls,) = [n for n in ast.parse(source(name)).body if isinstance(n, ast.ClassDef) and n.name == "Args"]
+    fields = {}
+    for field, text in zip(cls.body, cls.body[1:]):
+        if isinstance(field, ast.AnnAssign):
+            assert isinstance(text, ast.Expr), f"{name}: {field.target.id} has no help text"
+            fields[field.target.id] = ast.unparse(field.annotation), ast.unparse(field.value), text.value.value
+    return fields
+
+
+# blocks and dependencies
+
+
+def shared_blocks(name: str) -> dict[str, list[str]]:
+    """Bodies of the fenced blocks of a script, by the list of scripts in which they must be equal."""
+    blocks: dict[str, list[str]] = {}
+    for names, body in re.findall(r"^# --- same in: (.*?) ---\n(.*?)^# --- end ---$", source(name), re.M | re.S):
+        blocks.setdefault(names, []).append(body)
+    assert source(name).count("# --- same in:") == sum(map(len, blocks.values())), f"{name}: a block has no end"
+    return blocks
+
+
+def test_shared_blocks_are_equal_byte_for_byte():
+    found = 0
+    for script in sorted(path.name for path in ROOT.glob("*.py")):
+        for names, bodies in shared_blocks(script).items():
+            assert Path(script).stem in names.split(", "), f"{script} has a block that names only {names}"
+            for other in names.split(", "):
+                assert shared_blocks(f"{other}.py").get(names) == bodies, f"{script} and {other}.py differ: {names}"
+                found += other != Path(script).stem
+    assert found  # the pattern still finds them
+
+
+def test_dependency_blocks_are_equal_and_match_requirements():
+    blocks = {name: re.search(r"^# /// script\n(.*?)^# ///$", source(name), re.M | re.S)[1] for name in SCRIPTS}
+    assert len(set(blocks.values())) == 1, blocks
+    dependencies = ast.literal_eval(re.search(r"dependencies = (\[.*\])", blocks["ditto.py"])[1])
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    pinned = dict(line.split("==") for line in lines if line)
+    assert sorted(pinned) == sorted([*dependencies, "pytest"]) and pinned["torch"] == "2.13.0"
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_importing_a_script_runs_nothing(name):
+    allowed = ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign
+    for node in ast.parse(source(name)).body[1:]:
+        text = ast.unparse(node)
+        assert isinstance(node, allowed) or text.startswith(("gym.register_envs", "sys.path.insert", "if __name__"))
+    assert len(ast.get_docstring(ast.parse(source(name))).splitlines()) <= 40
+
+
+# arguments
+
+
+def test_equal_arguments_of_world_model_and_ditto():
+    left, right = args_fields("world_model.py"), args_fields("ditto.py")
+    own_meaning = {"env_id", "run_dir", "seed", "data_dir", "batch_size", "updates", "eval_every", "log_every"}
+    shared = left.keys() & right.keys()
+    assert own_meaning <= shared
+    for name in shared:
+        assert left[name][0] == right[name][0], name
+        assert name in own_meaning or left[name] == right[name], name
+
+
+def test_the_same_argument_has_the_same_type_everywhere():
+    types: dict[str, dict[str, str]] = {}
+    for script in SCRIPTS:
+        for name, (kind, _, _) in args_fields(script).items():
+            types.setdefault(name, {})[script] = kind.replace(" | None", "")
+    for name, kinds in types.items():
+        assert name == "size" or len(set(kinds.values())) == 1, (name, kinds)  # sizes are named per script
+
+
+@pytest.mark.parametrize("module", [world_model, ditto])
+def test_sizes_hold_existing_arguments_of_the_right_type(module):
+    fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
+    for size, values in module.SIZES.items():
+        for name, value in values.items():
+            assert name in fields, f"{size}: {name}"
+            assert not isinstance(fields[name], type) or isinstance(value, fields[name]), f"{size}: {name}"
+    assert list(module.SIZES) == ["paper", "small", "debug"] and module.SIZES["paper"] == {}
+
+
+# equations
+
+
+def find(name: str, qualified: str) -> ast.AST | None:
+    """The function, method or class of this name in a script."""
+    body, node = ast.parse(source(name)).body, None
+    for part in qualified.split("."):
+        node = next((n for n in body if getattr(n, "name", None) == part), None)
+        if node is None:
+            return None
+        body = node.body
+    return node
+
+
+def equation_index() -> set[tuple[str, str, str]]:
+    """Rows (equation, file, function) of the table in docs/ditto.md."""
+    section = (ROOT / "docs" / "ditto.md").read_text().split("## Equations")[1].split("\n## ")[0]
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in section.splitlines() if line[:2] == "| "]
+    return {tuple(row) for row in cells if row[0].startswith("Eq. ")}
+
+
+def test_every_row_of_the_equation_index_names_a_function():
+    index = equation_index()
+    assert len(index) > 5
+    for equation, name, function in index:
+        assert find(name, function) is not None, (equation, name, function)
+
+
+def test_every_cited_equation_is_in_the_index():
+    index = equation_index()
+    for name in ("world_model.py", "ditto.py"):
+        cited = set(re.findall(r"(?<![A-Za-z0-9] )\bEq\. \d+", source(name)))
+        assert cited and cited <= {equation for equation, _, _ in index}, name
+        assert {equation for equation, file, _ in index if file == name} <= cited, name
+        functions = [(None, n) for n in ast.parse(source(name)).body if isinstance(n, ast.FunctionDef)]
+        classes = [n for n in ast.parse(source(name)).body if isinstance(n, ast.ClassDef)]
+        functions += [(c.name, n) for c in classes for n in c.body if isinstance(n, ast.FunctionDef)]
+        for owner, function in functions:
+            for equation in re.findall(r"\bEq\. \d+", ast.get_docstring(function) or ""):
+                qualified = f"{owner}.{function.name}" if owner else function.name
+                assert (equation, name, qualified) in index, (equation, name, qualified)
+
+
+@pytest.mark.parametrize("name", ["world_model.py", "ditto.py"])
+def test_algorithm_lines_of_the_docstring_name_functions_and_are_marked_in_main(name):
+    lines = re.findall(r"^  \((\d+)\) .*`([\w.]+)`$", ast.get_docstring(ast.parse(source(name)), clean=False), re.M)
+    assert [number for number, _ in lines] == [str(k + 1) for k in range(len(lines))] and len(lines) >= 6
+    main = ast.get_source_segment(source(name), find(name, "main"))
+    marked = set()
+    for comment in re.findall(r"#.*$", main, re.M):
+        numbers = [int(k) for k in re.findall(r"\((\d+)\)", comment)]
+        marked |= set(range(min(numbers), max(numbers) + 1)) if numbers else set()
+    for number, function in lines:
+        assert find(name, function) is not None, function
+        assert int(number) in marked, f"{name}: step ({number}) is not marked in main"
+
+
+# commands and metrics
+
+
+def commands(text: str) -> list[str]:
+    """The commands in a text that run a script, `python X.py ...` or `torchrun ... X.py ...`, without remarks."""
+    lines = (part.strip() for line in text.splitlines() for part in line.split("&&"))
+    lines = (re.split(r"\s+#|\s{2,}\(", line)[0] for line in lines)
+    return [line for line in lines if re.match(r"(uv run|python|torchrun)\s.*\.py\b", line)]
+
+
+def parse(command: str) -> None:
+    """Parse a command line with the Args of its script, without running it."""
+    words = shlex.split(command)
+    place = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    module, argv = SCRIPTS[words[place]], words[place + 1 :]
+    if hasattr(module, "SIZES") and "paper" in module.SIZES:
+        world_model.parse_args(module.Args, module.SIZES, argv)
+    else:
+        tyro.cli(module.Args, args=argv)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_of_the_pages_parse(page):
+    blocks = re.findall(r"^```(?:bash|sh)?\n(.*?)^```$", page.read_text(), re.M | re.S)
+    found = [command for block in blocks for command in commands(block)]
+    assert found or page.name not in ("README.md", "ditto.md")
+    for command in found:
+        parse(command)
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_commands_of_the_docstrings_parse(name):
+    found = commands(ast.get_docstring(ast.parse(source(name))))
+    assert found
+    for command in found:
+        parse(command)
+
+
+def test_readme_installs_and_tests_in_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    test_command = "pip install -r requirements.txt && python -m pytest tests"
+    assert test_command in readme
+    ci = (ROOT / ".ci" / "run").read_text()
+    assert "-r requirements.txt" in ci and ci.rstrip().endswith("python -m pytest tests")
+
+
+def test_every_metric_is_documented():
+    for page, keys in (("world_model.md", test_world_model.LOG_KEYS), ("ditto.md", test_ditto.LOG_KEYS)):
+        text = (ROOT / "docs" / page).read_text()
+        rows = set(re.findall(r"^\| `([\w/]+)` \|", text.split("## Metrics")[1].split("\n## ")[0], re.M))
+        assert keys <= rows, f"docs/{page} lacks {sorted(keys - rows)}"
+        pictures = {"world_model/truth_posterior_dream_error"}
+        assert rows - pictures <= keys, f"docs/{page} documents {sorted(rows - keys)}, which nobody logs"
+
+
+def anchor(heading: str) -> str:
+    """GitHub's anchor of a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), target
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(), re.M)
+            assert fragment in map(anchor, headings), target
