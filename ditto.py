@@ -619,7 +619,7 @@ def main(args: Args) -> dict:
                         "layers": (args.layers, args.units),
                         "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
                  | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
-        if step % args.log_every == 0 or step % args.eval_every == 0:
+        if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
             speed = (step - step_before) / (time.time() - began)
             report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
             report |= {"charts/imagined_steps": step * args.batch_size * args.horizon}
@@ -628,7 +628,7 @@ def main(args: Args) -> dict:
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
                   f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
                   end="", flush=True)  # fmt: skip
-            if step % args.eval_every == 0:
+            if step % args.eval_every == 0 or step == args.updates:
                 distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
