@@ -462,7 +462,7 @@ def ensure(command: list[str]) -> None:
     """Run a missing stage as the command a user would type."""
     print("$ python " + " ".join(command), flush=True)
     if subprocess.run([sys.executable, *command]).returncode:
-        sys.exit(f"The stage above failed; repair it and run this command again: python {' '.join(command)}")
+        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
 
 
 def finished(checkpoint: Path) -> bool:

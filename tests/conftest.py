@@ -34,12 +34,12 @@ def small_model():
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory):
-    """Twenty expert episodes (and wider ones) of the tiny environment, written by collect_data.py itself."""
+    """Eighty expert episodes (and wider ones) of the tiny environment, written by collect_data.py itself."""
     import collect_data
 
     data_dir = tmp_path_factory.mktemp("data")
     common = dict(env_id="Blocks-v0", data_dir=str(data_dir), expert="tiny:expert", num_processes=1)
-    collect_data.main(collect_data.Args(**common, num_episodes=20, num_val_episodes=4))
+    collect_data.main(collect_data.Args(**common, num_episodes=80, num_val_episodes=8))
     collect_data.main(collect_data.Args(**common, name="world", epsilon=0.3, num_episodes=40, num_val_episodes=2))
     return data_dir / "Blocks-v0"
 

@@ -489,7 +489,7 @@ def test_two_processes_train_and_resume(recorded, tmp_path):
 def test_metadata_of_the_dataset_is_kept(recorded):
     data = Episodes([str(recorded / "expert")], "train")
     assert data.meta == json.loads((recorded / "expert" / "dataset.json").read_text())
-    assert data.prev_action.shape[-1] == 3 and len(data.starts) == 21
+    assert data.prev_action.shape[-1] == 3 and len(data.starts) == 81
 
 
 # GPU
