@@ -539,7 +539,7 @@ def test_ditto_learns_from_pixels(recorded, tmp_path):
     small = dict(env_id="Blocks-v0", size="small", cuda=False, threads=1)
     model = world_model.Args(
         **world_model.SIZES["small"] | small | dict(depth=4, deter=64, stoch=8, classes=8, hidden=64, dilation=1,
-        batch_size=8, batch_length=16, updates=1500, eval_every=1500, learning_rate=2e-3,
+        batch_size=8, batch_length=16, updates=600, eval_every=600, learning_rate=3e-3,
         data_dir=f"{recorded}/world,{recorded}/expert", run_dir=str(tmp_path / "model"))
     )  # fmt: skip
     checkpoint = world_model.main(model)["checkpoint"]
