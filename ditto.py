@@ -530,9 +530,9 @@ def main(args: Args) -> dict:
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
     action_size, deter = data.prev_action.shape[-1], model.config["deter"]
     if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
-        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment for both.")
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
     if len(data.starts) <= args.num_expert_episodes:
-        sys.exit(f"{folder} has only {len(data.starts) - 1} expert episodes: lower --num-expert-episodes or collect more.")
+        sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
     fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
     expert_return, random_return = scores(data.meta)
     # (1) encode the expert's episodes
