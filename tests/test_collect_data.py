@@ -183,9 +183,13 @@ def test_truncation_and_epsilon(tmp_path):
 
 def test_continuous_actions_rgb_and_grey():
     for grayscale, channels in ((True, 1), (False, 3)):
-        games = Games("Pendulum-v1", 2, 0, grayscale=grayscale)
+        games = Games("Drawn-v0", 2, 0, grayscale=grayscale)
         assert games.reset().shape == (2, 64, 64, channels)
-        *_, info = games.step(np.array([[5.0], [-0.5]]))
+        frames, *_, info = games.step(np.array([[5.0], [-0.5]]))
+        blue = np.array([30, 5])  # 10 + 10 * angle
+        expected = [255, 100, blue] if channels == 3 else [0.299 * 255 + 0.587 * 100 + 0.114 * blue]
+        for c, value in enumerate(expected):
+            assert (np.abs(frames[..., c] - np.reshape(value, (-1, 1, 1))) <= 1).all()
         assert info["action"].dtype == np.float32 and info["action"].tolist() == [[2.0], [-0.5]]  # clipped to the Box
 
 
@@ -304,11 +308,11 @@ def test_zoo_vector_agent_with_statistics(tmp_path):
     stats.obs_rms.mean, stats.obs_rms.var = np.array([1.0, 0.0, 0.0]), np.array([4.0, 1.0, 1.0])
     stats.epsilon, stats.clip_obs = 0.0, 10.0
     (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(stats))
-    games = Games("Pendulum-v1", 1, 0)
+    games = Games("Drawn-v0", 1, 0)
     games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
     games.reset()
     games.obs = [np.array([3.0, 0.5, -1000.0], np.float32)]
-    expert = load_expert(str(tmp_path / "agent.zip"), "Pendulum-v1", games)
+    expert = load_expert(str(tmp_path / "agent.zip"), "Drawn-v0", games)
     action = expert.act(games, [np.random.default_rng(0)], np.ones(1, bool))
     assert np.allclose(action, 2 * np.tanh(1.0 + 0.5 - 10.0), atol=1e-6)  # (3 - 1) / 2, 0.5, clipped to -10
 
@@ -324,10 +328,10 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch):
     with zipfile.ZipFile("agent.zip", "w") as archive:
         archive.writestr("policy.pth", pickle.dumps(Malicious()))
     torch.save({"actor": Malicious()}, "actor.pt")
-    games = Games("Pendulum-v1", 1, 0)
+    games = Games("Drawn-v0", 1, 0)
     for file in ("agent.zip", "actor.pt"):
         with pytest.raises(SystemExit, match=f"{file} cannot play"):
-            load_expert(file, "Pendulum-v1", games)
+            load_expert(file, "Drawn-v0", games)
     assert not Path("executed").exists()
 
 

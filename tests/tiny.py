@@ -60,6 +60,32 @@ class Slide(Blocks):
 gym.register("Slide-v0", Slide)
 
 
+class Drawn(gym.Env):
+    """Observes a vector (3,) and is seen as pixels through `render()` only; a continuous action in [-2, 2]."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space = gym.spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.angle = 0.0
+        return np.zeros(3, np.float32), {}
+
+    def step(self, action):
+        self.angle += float(action[0])
+        return np.zeros(3, np.float32), -abs(self.angle), False, False, {}
+
+    def render(self) -> np.ndarray:
+        return np.full((100, 160, 3), (255, 100, 10 + 10 * self.angle), np.uint8)
+
+
+gym.register("Drawn-v0", Drawn)
+
+
 class ExactModel(nn.Module):
     """A perfect world model of Blocks: deter is place and goal, one-hot (B, 16); stoch is one zero."""
 
