@@ -79,7 +79,7 @@ class Args:
     """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 
 
-# --- same in: collect_data, ditto ---
+# --- same in: collect_data, bc_pixels, ditto, d_gail, d_bc ---
 @functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
@@ -116,8 +116,8 @@ def make_env(env_id: str) -> gym.Env:
             problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
         elif render and "rgb_array" not in env.metadata.get("render_modes", []):
             problem = "neither observes images nor renders rgb_array"
-        elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
-            problem = f"has actions {space}, only Discrete and a flat float Box are supported"
+        elif not hasattr(space, "n") and not (space.dtype.kind == "f" and len(space.shape) == 1 and space.is_bounded()):
+            problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
         else:
             env.close()
             return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
@@ -397,4 +397,7 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    try:
+        main(tyro.cli(Args))
+    except KeyboardInterrupt:
+        raise SystemExit("\nInterrupted: the same command goes on with the games that are missing.") from None

@@ -61,7 +61,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/ditto-<size>-<N^E>-<seed>. The same command resumes"""
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
     cuda: bool = True
@@ -131,7 +131,7 @@ SIZES = {
 }  # fmt: skip
 
 
-# --- same in: collect_data, ditto ---
+# --- same in: collect_data, bc_pixels, ditto, d_gail, d_bc ---
 @functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
@@ -168,8 +168,8 @@ def make_env(env_id: str) -> gym.Env:
             problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
         elif render and "rgb_array" not in env.metadata.get("render_modes", []):
             problem = "neither observes images nor renders rgb_array"
-        elif not hasattr(space, "n") and not (space.dtype in (np.float32, np.float64) and len(space.shape) == 1):
-            problem = f"has actions {space}, only Discrete and a flat float Box are supported"
+        elif not hasattr(space, "n") and not (space.dtype.kind == "f" and len(space.shape) == 1 and space.is_bounded()):
+            problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
         else:
             env.close()
             return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
@@ -271,7 +271,7 @@ class Games:
 # --- end ---
 
 
-# --- same in: ditto ---
+# --- same in: bc_pixels, ditto, d_gail, d_bc ---
 def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
     """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
     sizes = [inputs] + [units] * layers
@@ -324,6 +324,7 @@ class Actor(nn.Module):
 # --- end ---
 
 
+# --- same in: ditto, d_gail, d_bc ---
 def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
     """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
 
@@ -337,7 +338,10 @@ def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "d
     return (agent_latent * expert_latent).sum(-1) / longest.square()
 
 
-# --- same in: ditto ---
+# --- end ---
+
+
+# --- same in: ditto, d_gail ---
 def lambda_return(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
     """V_t of Eq. 14, time first: reward (H, N), reward[t] follows action[t]; value (H + 1, N) -> (H, N).
 
@@ -360,6 +364,10 @@ def actor_loss(log_prob: Tensor, entropy: Tensor, advantage: Tensor, weight: flo
     return -(log_prob * advantage.detach() + weight * entropy).mean()
 
 
+# --- end ---
+
+
+# --- same in: ditto, d_gail, d_bc ---
 @torch.no_grad()
 def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
     """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
@@ -426,6 +434,10 @@ def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> di
             "expert/action_agreement": same.mean().item()}  # fmt: skip
 
 
+# --- end ---
+
+
+# --- same in: bc_pixels, ditto, d_gail, d_bc ---
 @torch.no_grad()
 def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
     """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
@@ -465,41 +477,28 @@ def ensure(command: list[str]) -> None:
         sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
 
 
-def finished(checkpoint: Path) -> bool:
-    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
-    if not checkpoint.exists():
-        return False
-    saved = load(checkpoint, "cpu")
-    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
+def has(dataset: Path, episodes: int) -> bool:
+    """Whether a folder holds so many training episodes."""
+    return len(list(dataset.glob("train_*.npz"))) >= episodes
 
 
-def prepare(args) -> tuple[str, str]:
-    """Find the expert dataset and the world model, making what is missing: folder and checkpoint path."""
-    shipped, root = Path(f"pretrained/{args.env_id}"), "data/debug" if args.size == "debug" else "data"
-    use_shipped = args.pretrained and args.size == "small"
-    collect = ["collect_data.py", "--env-id", args.env_id, "--data-dir", root]
-    if args.size == "debug":
-        collect += ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"]
+def collect(args, *options: str) -> list[str]:
+    """The command that collects a dataset; debug data is kept apart."""
+    debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
+    root = "data/debug" if args.size == "debug" else "data"
+    return ["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options]
 
-    def has(dataset: Path, episodes: int) -> bool:
-        return len(list(dataset.glob("train_*.npz"))) >= episodes
 
+def expert_dataset(args) -> Path:
+    """Find the folder of expert episodes, collecting it if there is none."""
+    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
     folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
-    if not args.data_dir and not folder.exists() and use_shipped and has(shipped / "expert", args.num_expert_episodes):
-        folder = shipped / "expert"
-    if not args.data_dir and not has(folder, args.num_expert_episodes):
-        ensure([*collect, "--num-episodes", str(args.num_expert_episodes)])
-    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
-    if not args.world_model and not checkpoint.exists() and use_shipped and (shipped / "world_model.pt").exists():
-        checkpoint = shipped / "world_model.pt"
-    elif not args.world_model and not finished(checkpoint):
-        world, episodes = Path(f"{root}/{args.env_id}/world"), {"paper": 1000, "small": 40, "debug": 2}[args.size]
-        if not has(world, episodes):
-            ensure([*collect, "--name", "world", "--epsilon", "0.03", "--num-episodes", str(episodes)])
-        train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
-        ensure(train + ([] if args.cuda else ["--no-cuda"]))
-    print(f"expert: {folder}\nworld model: {checkpoint}")
-    return str(folder), str(checkpoint)
+    if args.data_dir or has(folder, args.num_expert_episodes):
+        return folder
+    if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
+        return shipped
+    ensure(collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    return folder
 
 
 def scores(meta: dict) -> tuple[float, float]:
@@ -517,6 +516,36 @@ def save_clip(path: Path, frames: np.ndarray) -> None:
 # --- end ---
 
 
+# --- same in: ditto, d_gail, d_bc ---
+def finished(checkpoint: Path) -> bool:
+    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
+    if not checkpoint.exists():
+        return False
+    saved = load(checkpoint, "cpu")
+    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
+
+
+def trained_world_model(args, folder: Path) -> Path:
+    """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
+    shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
+    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
+        return shipped
+    if args.world_model or finished(checkpoint):
+        return checkpoint
+    root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
+    world = Path(f"{root}/{args.env_id}/world")
+    if not has(world, episodes[args.size]):
+        wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
+        ensure(collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
+    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+    ensure(train + ([] if args.cuda else ["--no-cuda"]))
+    return checkpoint
+
+
+# --- end ---
+
+
 def main(args: Args) -> dict:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.threads:
@@ -524,8 +553,11 @@ def main(args: Args) -> dict:
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/ditto-{args.size}-{args.num_expert_episodes}-{args.seed}")
-    folder, checkpoint = prepare(args)
+    script = Path(__file__).stem
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    folder = expert_dataset(args)
+    checkpoint = trained_world_model(args, folder)
+    print(f"expert: {folder}\nworld model: {checkpoint}")
     model = load_world_model(checkpoint, device)
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
     action_size, deter = data.prev_action.shape[-1], model.config["deter"]
@@ -544,7 +576,8 @@ def main(args: Args) -> dict:
     target = copy.deepcopy(critic).requires_grad_(False)
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
-    step, seconds, file = 0, 0.0, run_dir / "checkpoint.pt"
+    parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer}
+    step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
     if file.exists():
         saved = load(file, device)
         free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs")
@@ -553,9 +586,9 @@ def main(args: Args) -> dict:
         if saved.get("world_model") != fingerprint or other:
             reason = "with " + ", ".join(other) if other else "on another world model"
             sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
-        for name, part in (("actor", actor), ("critic", critic), ("target", target), ("optimizer", optimizer)):
+        for name, part in parts.items():
             part.load_state_dict(saved[name])
-        step, seconds = saved["step"], saved["seconds"]
+        step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
         rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
@@ -588,16 +621,19 @@ def main(args: Args) -> dict:
                 "imagine/reward": reward.mean(), "imagine/value": target_value.mean(),
                 "imagine/reward_first": reward[0].mean(), "imagine/reward_last": reward[-1].mean()}  # fmt: skip
 
-    def test(episodes: int, seed: int) -> tuple[dict[str, float], list[dict], np.ndarray]:
-        """Play, write one CSV row per game, and sum up."""
+    def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
+        """Play, write one row per game to the file `name`, and sum up."""
         rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
-        with open(run_dir / "episodes.csv", "a", newline="") as out:
+        with open(run_dir / name, "a", newline="") as out:
+            out.write("" if out.tell() else "update,seed,return,length\n")
             csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
         returns = np.array([row["return"] for row in rows])
         score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
         means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
         return {name: float(value) for name, value in means.items()}, rows, clip
 
+    if args.cudagraphs and device.type != "cuda":
+        sys.exit("--cudagraphs needs a GPU: leave it out.")
     if args.cudagraphs and not args.eval_only:
         update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
     began, step_before, report = time.time(), step, {}
@@ -612,9 +648,11 @@ def main(args: Args) -> dict:
             with torch.random.fork_rng():
                 torch.manual_seed(args.seed)
                 report |= agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
-            report |= test(args.quick_episodes, 20_000)[0] if step < args.updates else {}
-            save(file, {"actor": actor.state_dict(), "critic": critic.state_dict(), "target": target.state_dict(),
-                        "optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed, "rng": rng.get_state(),
+            if step < args.updates:  # the last policy plays the final evaluation
+                report |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                best = max(best, report["eval/return_mean"])
+            save(file, {name: part.state_dict() for name, part in parts.items()}
+                 | {"step": step, "seconds": elapsed, "best": best, "rng": rng.get_state(),
                         "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
                         "layers": (args.layers, args.units),
                         "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
@@ -633,28 +671,36 @@ def main(args: Args) -> dict:
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
     means, rows, clip = [], [], np.zeros(0)
+    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
     for k in range(args.eval_consecutive):
         if k:
             update(windows.draw(args.batch_size, rng))
-        result, games_played, clip = test(args.eval_episodes, 1000)
+        result, games_played, clip = test(args.eval_episodes, 1000, "final_episodes.csv")
         means.append(result["eval/return_mean"])
         rows += games_played
     returns = np.array([row["return"] for row in rows])
     report |= result | {"eval/return_mean": float(np.mean(means))}
     standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
-    report |= {"eval/return_vs_expert": float(score), "expert_return": expert_return, "random_return": random_return}
-    report["step"] = step
+    report |= {"eval/return_vs_expert": float(score)}
+    if not args.eval_only:
+        log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
+    report |= {"expert_return": expert_return, "random_return": random_return, "best_validation": best, "step": step}
     save_clip(run_dir / "agent.gif", clip)
     everything = report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
     (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
-          f"  DITTO   {report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
-          f"  expert  {expert_return:8.1f}\n  random  {random_return:8.1f}\n"
-          f"  score   {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
+          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
+          f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+    if report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
+        print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
     writer.close()
     return report
 
 
 if __name__ == "__main__":
-    main(parse_args(Args, SIZES))
+    try:
+        main(parse_args(Args, SIZES))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")

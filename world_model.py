@@ -295,6 +295,7 @@ class WorldModel(nn.Module):
     forward = loss  # DistributedDataParallel calls forward
 
 
+# --- same in: bc_pixels, world_model ---
 class Episodes:
     """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
 
@@ -331,7 +332,11 @@ class Episodes:
         self.starts = torch.tensor(self.starts)  # (episodes + 1,): episode i is rows starts[i] to starts[i + 1]
         self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)
         self.is_first[self.starts[:-1].to(device)] = True
-        self.discrete = "num_actions" in self.meta
+        # a Dreamer-style folder does not say so: actions that are all zeros or one-hot are discrete
+        onehot = bool(
+            ((self.prev_action == 0) | (self.prev_action == 1)).all() and (self.prev_action.sum(-1) <= 1).all()
+        )
+        self.discrete = "num_actions" in self.meta if self.meta else onehot
 
     def read(self, file: Path, num_actions: int | None) -> tuple[np.ndarray, np.ndarray]:
         """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
@@ -358,6 +363,9 @@ class Episodes:
         """The batch (image, prev_action, is_first) at row numbers `index` (T, B), gathered where the data lives."""
         index = index.to(self.image.device)
         return self.image[index], self.prev_action[index], self.is_first[index]
+
+
+# --- end ---
 
 
 class Streams:
@@ -434,6 +442,7 @@ def model_config(args: Args, channels: int, action_size: int) -> dict:
     return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
+# --- same in: bc_pixels, world_model ---
 def save(path: Path, content: dict) -> None:
     """Write a checkpoint under a temporary name, then rename: a crash leaves the old one whole."""
     temporary = path.with_suffix(".tmp")
@@ -448,6 +457,9 @@ def load(path: Path, device: torch.device) -> dict:
         return dict(content)
     except Exception as error:  # the reader fails in many ways
         sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another folder (--run-dir).")
+
+
+# --- end ---
 
 
 def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
@@ -555,6 +567,7 @@ def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = 
     return replay
 
 
+# --- same in: bc_pixels, world_model ---
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
@@ -573,12 +586,17 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     return dataclasses.replace(args, size=size)
 
 
+# --- end ---
+
+
 def main(args: Args) -> dict:
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     cuda = args.cuda and torch.cuda.is_available()
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if args.batch_size % world or args.cudagraphs and (world > 1 or not cuda):
+        sys.exit("--cudagraphs needs one GPU, and --batch-size must be a multiple of the number of processes.")
     if world > 1:
         dist.init_process_group("nccl" if cuda else "gloo")
     if args.threads:
@@ -646,9 +664,7 @@ def main(args: Args) -> dict:
         writer = SummaryWriter(run_dir)
         writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
         count = sum(p.numel() for p in parameters)
-        print(
-            f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}"
-        )
+        print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
     frames, began = args.batch_size * args.batch_length, time.time()
     done_before, metrics, report = step, {}, {}
     while step < args.updates:
@@ -684,7 +700,11 @@ def main(args: Args) -> dict:
                                   "env_id": args.env_id, "versions": versions})  # fmt: skip
         if rank == 0 and (step % args.log_every == 0 or errors):
             speed = (step - done_before) / (time.time() - began)
-            row = {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed * frames} | errors
+            row = (
+                {name: value.item() for name, value in metrics.items()}
+                | {"charts/frames_per_second": speed * frames}
+                | errors
+            )
             log(writer, run_dir, step, elapsed, row)
             report |= row
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
@@ -701,6 +721,7 @@ def main(args: Args) -> dict:
     return {"step": step, "checkpoint": str(checkpoint)} | report
 
 
+# --- same in: bc_pixels, world_model ---
 def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics: dict[str, float]) -> None:
     """One row of metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
     file = run_dir / "metrics.csv"
@@ -712,5 +733,11 @@ def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics
             writer.add_scalar(name, value, step)
 
 
+# --- end ---
+
+
 if __name__ == "__main__":
-    main(parse_args(Args, SIZES))
+    try:
+        main(parse_args(Args, SIZES))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")

@@ -20,7 +20,7 @@ from world_model import Args, CategoricalLatent, Episodes, Streams, WorldModel, 
 
 ROOT = Path(world_model.__file__).parent
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-LOG_KEYS = {"losses/world_model", "losses/image_nll", "losses/kl", "losses/grad_norm", "charts/SPS",
+LOG_KEYS = {"losses/world_model", "losses/image_nll", "losses/kl", "losses/grad_norm", "charts/frames_per_second",
             "world_model/posterior_error_start", "world_model/posterior_error_end", "world_model/open_loop_error_1",
             "world_model/open_loop_error_15", "world_model/copy_error_15", "world_model/kl_validation"}  # fmt: skip
 
@@ -341,7 +341,7 @@ def test_resumed_run_equals_uninterrupted_run(recorded, trained, tmp_path, monke
     for name in ("model", "optimizer", "ranks", "step"):
         assert same_tensors(saved[0][name], saved[1][name]), name
     logs = [read_log(path) for path in (whole, tmp_path / "broken")]
-    assert all(logs[1][key] == logs[0][key] for key in logs[1] if key[1] != "charts/SPS")
+    assert all(logs[1][key] == logs[0][key] for key in logs[1] if key[1] != "charts/frames_per_second")
     assert (15, "losses/world_model") in logs[1] and (20, "world_model/open_loop_error_15") in logs[1]
 
 

@@ -1,0 +1,651 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""D-BC: behaviour cloning in the latent space of a world model.
+
+Paper: DITTO, arXiv 2302.03086 v2 (equation numbers are v2's), its cloning baseline.
+As DITTO, but nothing is imagined: in every state of the expert's episodes, make the expert's action likelier.
+Comparing it with DITTO shows what learning from consequences adds; the latents and the actor are the same.
+
+  (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `encode_expert`
+  (2) draw B windows of H expert states and the actions taken in them              Alg. 1       `ExpertWindows`
+  (3) actor: log-likelihood of the expert's actions, plus entropy                  Eq. 9        `cloning_loss`
+
+    python d_bc.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30        (makes whatever is missing)
+    python d_bc.py --env-id BreakoutNoFrameskip-v4 --eval-only
+
+Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
+Differences from the paper: none known; optimiser and batch are DITTO's (paper silent). The world model is still used to
+imagine, but only to measure the latent distance L_d. Continuous actions: tanh-squashed Gaussian (paper silent).
+"""
+
+import csv
+import difflib
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import ale_py
+import gymnasium as gym
+import numpy as np
+import torch
+import torch.nn.functional as F
+from ale_py.vector_env import AtariVectorEnv
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from world_model import Episodes, WorldModel, clock, graphed, load, load_world_model, log, parse_args, save
+
+gym.register_envs(ale_py)
+
+
+@dataclass
+class Args:
+    # run
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
+    size: str = "auto"
+    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    run_dir: str = ""
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
+    seed: int = 1
+    """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
+    cuda: bool = True
+    """use a GPU if there is one"""
+    # data
+    num_expert_episodes: int = 30
+    """N^E, expert episodes to imitate"""
+    data_dir: str = ""
+    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    pretrained: bool = True
+    """may use the demonstrations and the small world model that come with the repository"""
+    # world model
+    world_model: str = ""
+    """checkpoint; default runs/<env_id>/world_model-<size>, else (small) pretrained/<env_id>, else trained now"""
+    # actor and critic
+    updates: int = 50_000
+    """gradient steps"""
+    batch_size: int = 512
+    """B_ac, imagined trajectories per update"""
+    horizon: int = 15
+    """H, imagined steps"""
+    layers: int = 8
+    """hidden layers of actor and critic (authors' code)"""
+    units: int = 256
+    """width of each"""
+    learning_rate: float = 3e-4
+    """Adam's step size"""
+    entropy: float = 0.1
+    """eta_BC of Eq. 9"""
+    # evaluation
+    eval_episodes: int = 20
+    """games of the final evaluation"""
+    eval_every: int = 2500
+    """updates between validations in the real game (quick_episodes games) and checkpoints"""
+    quick_episodes: int = 8
+    """games of those validations"""
+    eval_consecutive: int = 1
+    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    eval_only: bool = False
+    """only evaluate the checkpoint of the run"""
+    log_every: int = 50
+    """updates between log rows"""
+    # runtime
+    cudagraphs: bool = False
+    """record one update as a CUDA graph and replay it (GPU only)"""
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice"""
+
+
+SMALL = dict(layers=2, units=128, batch_size=256, updates=5000, learning_rate=5e-4, eval_every=500)
+SIZES = {
+    "paper": {},
+    "small": SMALL,
+    "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=16, horizon=5, eval_every=10, log_every=5,
+                          eval_episodes=2, quick_episodes=2, num_expert_episodes=2, threads=1),
+}  # fmt: skip
+
+
+# --- same in: collect_data, bc_pixels, ditto, d_gail, d_bc ---
+@functools.cache
+def area_matrix(size_in: int, size_out: int) -> np.ndarray:
+    """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
+    edges = np.arange(size_out + 1) * size_in / size_out
+    pixel = np.arange(size_in)
+    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return (np.clip(overlap, 0, None) * size_out / size_in).astype(np.float32)
+
+
+def resize(frames: np.ndarray, size: int = 64) -> np.ndarray:
+    """Area-average uint8 frames (..., height, width) to (..., size, size)."""
+    rows, cols = area_matrix(frames.shape[-2], size), area_matrix(frames.shape[-1], size)
+    return np.rint(rows @ frames.astype(np.float32) @ cols.T).astype(np.uint8)
+
+
+def to_gray(rgb: np.ndarray) -> np.ndarray:
+    """Grey levels (height, width) of an RGB picture (height, width, 3), with OpenCV's weights."""
+    rgb = rgb.astype(np.int32)
+    return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
+
+
+def is_image(space: gym.Space) -> bool:
+    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
+    shape = space.shape or ()
+    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
+
+
+def make_env(env_id: str) -> gym.Env:
+    """Make a Gymnasium environment that can be seen; end with one sentence if there is none."""
+    try:
+        env = gym.make(env_id)
+        space, render = env.action_space, not is_image(env.observation_space)
+        if isinstance(env.unwrapped, ale_py.AtariEnv):
+            problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
+        elif render and "rgb_array" not in env.metadata.get("render_modes", []):
+            problem = "neither observes images nor renders rgb_array"
+        elif not hasattr(space, "n") and not (space.dtype.kind == "f" and len(space.shape) == 1 and space.is_bounded()):
+            problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
+        else:
+            env.close()
+            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
+        env.close()
+    except (gym.error.Error, ImportError) as error:
+        problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
+    known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
+    close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
+    raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
+
+
+class Games:
+    """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
+
+    Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
+    frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
+    three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
+    Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
+    Slot i begins with seed `seed + i` and goes on with its own random generator. If `coming` is an iterator, every game
+    begun takes its seed from there (Atari loads the game anew for that: 0.1 s). A fair sample are the first n games
+    begun, not the first n to end, among which long games are rare.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, seed: int, max_steps: int = 27000, grayscale: bool = True):
+        self.num_envs, self.max_steps, self.seed, self.coming = num_envs, max_steps, seed, None
+        self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
+        self.channels = 1 if grayscale or self.atari else 3
+        if self.atari:
+            limit = 4 * max_steps + 400  # frames, the start included: `max_steps` itself is counted below
+            self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
+                                       max_num_frames_per_episode=limit, autoreset_mode="SameStep")  # fmt: skip
+            self.action_space = self.envs.single_action_space
+            self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
+        else:
+            self.envs = [make_env(env_id) for _ in range(num_envs)]
+            self.action_space = self.envs[0].action_space
+
+    def reset(self) -> np.ndarray:
+        """Start every game anew; first frames (N, 64, 64, C) uint8."""
+        N = self.num_envs
+        self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
+        self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
+        self.restart(np.ones(N, bool), self.coming or itertools.count(self.seed))
+        return self.frames.copy()
+
+    def restart(self, which: np.ndarray, coming) -> None:
+        """Begin a new game in the slots where `which` (N,) is true, seeded while `coming` has seeds."""
+        self.seeds[which] = [next(coming, -1) for _ in range(which.sum())]
+        self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
+        self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
+        if self.atari:
+            obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})  # -1: do not seed
+            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
+            self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
+        for i in () if self.atari else np.flatnonzero(which):
+            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]) if self.seeds[i] >= 0 else None)[0]
+            self.frames[i] = self.picture(i)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
+
+        `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
+        (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
+        """
+        forced, before = self.forced > 0, self.lives
+        self.steps += 1
+        if self.atari:
+            action = np.where(forced, 3 - self.forced, action)  # 0 no-op, 1 FIRE, 2
+            obs, reward, terminated, truncated, raw = self.envs.step(action)
+            self.frames84, self.lives = obs[:, -1].copy(), np.where(terminated, 0, raw["lives"])
+            if terminated.any():  # these rows of `obs` show a new game already, with a seed that we did not choose
+                self.frames84[terminated] = raw["final_obs"][terminated, -1]
+            self.frames = resize(self.frames84)[..., None]
+            self.forced = np.where((self.lives < before) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
+        else:
+            if hasattr(self.action_space, "n"):
+                played = action + self.action_space.start
+            else:
+                played = action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
+            self.obs, reward, *ends = ([*x] for x in zip(*(env.step(a) for env, a in zip(self.envs, played))))
+            terminated, truncated = np.array(ends[0], bool), np.array(ends[1], bool)
+            self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
+        self.fresh = forced | (self.lives < before)
+        truncated |= ~terminated & (self.steps >= self.max_steps)
+        info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
+        self.played = action
+        if (terminated | truncated).any():
+            self.restart(terminated | truncated, self.coming or iter(()))
+        return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
+
+    def picture(self, i: int) -> np.ndarray:
+        """What slot i shows now: (64, 64, C) uint8."""
+        picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
+        picture = picture.reshape(*picture.shape[:2], -1)
+        picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
+        return np.broadcast_to(np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1), (64, 64, self.channels))
+
+
+# --- end ---
+
+
+# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
+    """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
+    sizes = [inputs] + [units] * layers
+    hidden = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+
+
+class Actor(nn.Module):
+    """pi(a | s): categorical (actions are one-hot), or a tanh-squashed Gaussian between low and high."""
+
+    def __init__(self, feat_size: int, action_size: int, discrete: bool, layers: int, units: int, low=-1.0, high=1.0):
+        super().__init__()
+        self.discrete, self.action_size = discrete, action_size
+        self.net = mlp(feat_size, action_size if discrete else 2 * action_size, layers, units)
+        self.register_buffer("center", (torch.as_tensor(high) + torch.as_tensor(low)).float() / 2)
+        self.register_buffer("scale", (torch.as_tensor(high) - torch.as_tensor(low)).float() / 2)
+
+    def gaussian(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation before squashing, (..., A) each."""
+        mean, raw = self.net(feat).chunk(2, -1)
+        return mean, F.softplus(raw) + 0.05  # our choice: the floor keeps log-probabilities finite
+
+    def sample(self, feat: Tensor) -> Tensor:
+        """Actions (..., A) drawn in states feat (..., F)."""
+        if self.discrete:
+            probs = self.net(feat).softmax(-1)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
+            return F.one_hot(draw, self.action_size).to(feat.dtype)
+        mean, std = self.gaussian(feat)
+        return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
+
+    def mode(self, feat: Tensor) -> Tensor:
+        """The likeliest action (..., A) (for the agreement with the expert)."""
+        if self.discrete:
+            return F.one_hot(self.net(feat).argmax(-1), self.action_size).to(feat.dtype)
+        return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
+
+    def log_prob(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi(action | feat) (...) and the entropy (...) (of the Gaussian before squashing, if continuous)."""
+        if self.discrete:
+            logits = F.log_softmax(self.net(feat), -1)
+            return (logits * action).sum(-1), -(logits.exp() * logits).sum(-1)
+        mean, std = self.gaussian(feat)
+        squashed = ((action - self.center) / self.scale).clamp(-1 + 1e-5, 1 - 1e-5)
+        density = -0.5 * ((torch.atanh(squashed) - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+        log_prob = (density - torch.log1p(-squashed.square()) - self.scale.log()).sum(-1)
+        return log_prob, (std.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+
+
+# --- end ---
+
+
+# --- same in: ditto, d_gail, d_bc ---
+def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
+    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
+
+    Ablations: `l2` minus the distance, `cosine` the cosine similarity.
+    """
+    if kind == "l2":
+        return -(agent_latent - expert_latent).norm(dim=-1)
+    if kind == "cosine":
+        return F.cosine_similarity(agent_latent, expert_latent, dim=-1)
+    longest = torch.maximum(agent_latent.norm(dim=-1), expert_latent.norm(dim=-1)).clamp_min(1e-8)
+    return (agent_latent * expert_latent).sum(-1) / longest.square()
+
+
+# --- end ---
+
+
+def cloning_loss(log_prob: Tensor, entropy: Tensor, weight: float) -> Tensor:
+    """Eq. 9: minus the mean log-likelihood of the expert's actions, minus `weight` times the entropy; both (H, N)."""
+    return -(log_prob + weight * entropy).mean()
+
+
+# --- same in: ditto, d_gail, d_bc ---
+@torch.no_grad()
+def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
+    """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
+    feat = torch.empty(len(data.image), model.feat_size, device=model.pixel_mean.device)
+    starts, lengths = data.starts[:-1], data.starts.diff()
+    state = model.initial(len(starts))
+    for t in range(0, int(lengths.max()), chunk):
+        time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
+        alive = time_index < lengths  # (chunk, episodes)
+        rows = starts + torch.minimum(time_index, lengths - 1)
+        deter, stoch, _, state = model.encode(*data.rows(rows), state)
+        feat[rows[alive].to(feat.device)] = torch.cat([deter, stoch], -1)[alive.to(feat.device)]
+    return feat
+
+
+class ExpertWindows:
+    """Encoded expert episodes; `draw` gives windows of H steps that never cross an episode's end."""
+
+    def __init__(self, model: WorldModel, data: Episodes, horizon: int):
+        self.feat, self.data, self.horizon = encode_expert(model, data), data, horizon  # (rows, F)
+        row = torch.arange(len(data.image))
+        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
+        self.allowed = row[row + horizon < ends].to(self.feat.device)
+        if not len(self.allowed):
+            sys.exit(f"No expert episode has {horizon} steps: lower --horizon or collect longer episodes.")
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Row numbers (H + 1, count) of random windows."""
+        first = torch.randint(len(self.allowed), (count,), generator=rng, device=rng.device)
+        return (
+            self.allowed[first.to(self.allowed.device)]
+            + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
+        )
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
+    deter = model.config["deter"]
+    state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
+    for t in range(horizon):
+        actions.append(act(feats[-1], t))
+        state = model.imagine_step(state, actions[-1])
+        feats.append(torch.cat(state, -1))
+    return torch.stack(feats), torch.stack(actions)
+
+
+@torch.no_grad()
+def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> dict[str, float]:
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
+
+    The same distance under the expert's own actions is what the world model's noise alone costs.
+    """
+    rows, deter = windows.draw(count, rng), model.config["deter"]
+    expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
+    own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
+    copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
+    distance = [
+        1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)
+    ]
+    mode = actor.mode(expert[:-1])  # (H, N, A)
+    same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
+    return {"expert/latent_distance": distance[0], "expert/latent_distance_expert_actions": distance[1],
+            "expert/action_agreement": same.mean().item()}  # fmt: skip
+
+
+# --- end ---
+
+
+# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+@torch.no_grad()
+def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
+    """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
+
+    The torch random state is restored afterwards, so evaluating more often does not change the training.
+    """
+    device, N, discrete = model.pixel_mean.device, games.num_envs, hasattr(games.action_space, "n")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        games.coming = itertools.count(seed)
+        frames, state = games.reset(), model.initial(N)
+        prev_action, is_first = torch.zeros(N, action_size), torch.ones(N, dtype=torch.bool)
+        total, rows, clip = np.zeros(N), [], []
+        while len(rows) < episodes:
+            clip += [frames[0]] if len(clip) < 2000 and not any(row["seed"] == seed for row in rows) else []
+            image = torch.from_numpy(frames).to(device)
+            state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
+            action = act(torch.cat(state, -1)).cpu()  # (N, A)
+            playing, steps = games.seeds.copy(), games.steps + 1
+            frames, reward, terminated, truncated, info = games.step(
+                action.argmax(-1).numpy() if discrete else action.numpy()
+            )
+            total, ended = total + reward, terminated | truncated
+            for i in np.flatnonzero(ended):
+                if playing[i] < seed + episodes:  # the first games begun, whichever ends first
+                    rows.append({"seed": int(playing[i]), "return": float(total[i]), "length": int(steps[i])})
+            played = torch.as_tensor(info["action"])
+            prev_action = F.one_hot(played.long(), action_size).float() if discrete else played.float()
+            total[ended], is_first = 0, torch.from_numpy(ended)
+    return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
+
+
+def ensure(command: list[str]) -> None:
+    """Run a missing stage as the command a user would type."""
+    print("$ python " + " ".join(command), flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
+
+
+def has(dataset: Path, episodes: int) -> bool:
+    """Whether a folder holds so many training episodes."""
+    return len(list(dataset.glob("train_*.npz"))) >= episodes
+
+
+def collect(args, *options: str) -> list[str]:
+    """The command that collects a dataset; debug data is kept apart."""
+    debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
+    root = "data/debug" if args.size == "debug" else "data"
+    return ["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options]
+
+
+def expert_dataset(args) -> Path:
+    """Find the folder of expert episodes, collecting it if there is none."""
+    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
+    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    if args.data_dir or has(folder, args.num_expert_episodes):
+        return folder
+    if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
+        return shipped
+    ensure(collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    return folder
+
+
+def scores(meta: dict) -> tuple[float, float]:
+    """Mean return of the expert and of a random policy, as the dataset's metadata records them."""
+    expert = [episode["return"] for episode in meta.get("episodes", [])]
+    return (float(np.mean(values)) if values else float("nan") for values in (expert, meta.get("random_returns", [])))
+
+
+def save_clip(path: Path, frames: np.ndarray) -> None:
+    """Frames (t, 64, 64, C) as an animated GIF at three times the size."""
+    pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=66, loop=0)
+
+
+# --- end ---
+
+
+# --- same in: ditto, d_gail, d_bc ---
+def finished(checkpoint: Path) -> bool:
+    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
+    if not checkpoint.exists():
+        return False
+    saved = load(checkpoint, "cpu")
+    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
+
+
+def trained_world_model(args, folder: Path) -> Path:
+    """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
+    shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
+    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
+        return shipped
+    if args.world_model or finished(checkpoint):
+        return checkpoint
+    root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
+    world = Path(f"{root}/{args.env_id}/world")
+    if not has(world, episodes[args.size]):
+        wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
+        ensure(collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
+    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+    ensure(train + ([] if args.cuda else ["--no-cuda"]))
+    return checkpoint
+
+
+# --- end ---
+
+
+def main(args: Args) -> dict:
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
+    torch.manual_seed(args.seed)
+    rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
+    script = Path(__file__).stem
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    folder = expert_dataset(args)
+    checkpoint = trained_world_model(args, folder)
+    print(f"expert: {folder}\nworld model: {checkpoint}")
+    model = load_world_model(checkpoint, device)
+    data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
+    action_size = data.prev_action.shape[-1]
+    if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
+    if len(data.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
+    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
+    expert_return, random_return = scores(data.meta)
+    # (1) encode the expert's episodes
+    windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
+    bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
+    actor = Actor(model.feat_size, action_size, data.discrete, args.layers, args.units, *bounds).to(device)
+    optimizer = torch.optim.Adam(
+        actor.parameters(), lr=args.learning_rate, fused=True, capturable=device.type == "cuda"
+    )
+    parts = {"actor": actor, "optimizer": optimizer}
+    step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
+    if file.exists():
+        saved = load(file, device)
+        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs")
+        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
+        other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        if saved.get("world_model") != fingerprint or other:
+            reason = "with " + ", ".join(other) if other else "on another world model"
+            sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
+        rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        print(f"resuming {file} at update {step}")
+    elif args.eval_only:
+        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(run_dir)
+    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
+                              grayscale=data.meta.get("grayscale", True))  # fmt: skip
+
+    def update(rows: Tensor) -> dict[str, Tensor]:
+        feat, action = windows.feat[rows[:-1]], windows.data.prev_action[rows[1:]]  # (2) (H, N, F), (H, N, A)
+        log_prob, entropy = actor.log_prob(feat, action)
+        policy_loss = cloning_loss(log_prob, entropy, args.entropy)  # (3)
+        optimizer.zero_grad(set_to_none=not args.cudagraphs)
+        policy_loss.backward()
+        optimizer.step()
+        return {"losses/policy": policy_loss.detach(), "losses/entropy": entropy.mean().detach()}
+
+    def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
+        """Play, write one row per game to the file `name`, and sum up."""
+        rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
+        with open(run_dir / name, "a", newline="") as out:
+            out.write("" if out.tell() else "update,seed,return,length\n")
+            csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
+        returns = np.array([row["return"] for row in rows])
+        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
+        means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
+        return {name: float(value) for name, value in means.items()}, rows, clip
+
+    if args.cudagraphs and device.type != "cuda":
+        sys.exit("--cudagraphs needs a GPU: leave it out.")
+    if args.cudagraphs and not args.eval_only:
+        update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
+    began, step_before, report = time.time(), step, {}
+    extra = 0 if args.eval_only else args.updates - step
+    for _ in range(extra):
+        metrics = update(windows.draw(args.batch_size, rng))
+        step += 1
+        elapsed = seconds + time.time() - began
+        if step % args.eval_every == 0 or step == args.updates:
+            with torch.random.fork_rng():
+                torch.manual_seed(args.seed)
+                report |= agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
+            if step < args.updates:  # the last policy plays the final evaluation
+                report |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                best = max(best, report["eval/return_mean"])
+            save(file, {name: part.state_dict() for name, part in parts.items()}
+                 | {"step": step, "seconds": elapsed, "best": best, "rng": rng.get_state(),
+                        "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
+                        "layers": (args.layers, args.units),
+                        "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
+        if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
+            speed = (step - step_before) / (time.time() - began)
+            report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
+            log(writer, run_dir, step, elapsed, report)
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/policy']:.4f}"
+                  f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
+                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
+                  end="", flush=True)  # fmt: skip
+            if step % args.eval_every == 0 or step == args.updates:
+                distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
+                print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
+    # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
+    means, rows, clip = [], [], np.zeros(0)
+    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
+    for k in range(args.eval_consecutive):
+        if k:
+            update(windows.draw(args.batch_size, rng))
+        result, games_played, clip = test(args.eval_episodes, 1000, "final_episodes.csv")
+        means.append(result["eval/return_mean"])
+        rows += games_played
+    returns = np.array([row["return"] for row in rows])
+    report |= result | {"eval/return_mean": float(np.mean(means))}
+    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
+    score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
+    report |= {"eval/return_vs_expert": float(score)}
+    if not args.eval_only:
+        log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
+    report |= {"expert_return": expert_return, "random_return": random_return, "best_validation": best, "step": step}
+    save_clip(run_dir / "agent.gif", clip)
+    everything = report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
+    (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
+    print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
+          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
+          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
+          f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+    if report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
+        print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
+    writer.close()
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args(Args, SIZES))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
