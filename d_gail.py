@@ -359,7 +359,7 @@ def discriminator_loss(expert_logits: Tensor, agent_logits: Tensor) -> Tensor:
 
 
 def adversarial_reward(agent_logits: Tensor, kind: str = "d") -> Tensor:
-    """Reward (...) from the discriminator's logits (...), all rising in D = sigmoid(logits).
+    """Reward (...) from the discriminator's logits (...), Eq. 3; every kind rises with D = sigmoid(logits).
 
     The sign matters where episodes can end early (log D makes ending attractive, -log(1 - D) staying alive). Imagined
     trajectories all have H steps, so here it only changes where the slope is: log_d where D is near 0, log_1_d near 1.
