@@ -40,7 +40,7 @@ import torch
 import tyro
 from ale_py.vector_env import AtariVectorEnv
 
-from expert_policies import PlayerExpert, RandomExpert, choose_expert, load_expert, random_actions
+from expert_policies import PlayerExpert, RandomExpert, ShuffledExpert, choose_expert, load_expert, random_actions
 
 gym.register_envs(ale_py)
 
@@ -366,8 +366,9 @@ def main(args: Args) -> dict:
 
     # (3) a random policy's score by the same protocol; nobody looks, so nothing is rendered
     games.picture = lambda i: np.zeros((64, 64, games.channels), np.uint8)
-    blind = play(games, RandomExpert(), seeds("random", 20))
-    meta["random_returns"] = old.get("random_returns") or [float(game["rewards"].sum()) for game in blind]
+    meta["random_returns"] = old.get("random_returns")
+    if not meta["random_returns"]:
+        meta["random_returns"] = [float(g["rewards"].sum()) for g in play(games, RandomExpert(), seeds("random", 20))]
 
     # (4) play
     def store() -> None:
@@ -389,8 +390,17 @@ def main(args: Args) -> dict:
         progress.add(episode["length"] if workers > 1 else 0, games=1)
         store()
 
+    # (5) the expert's own actions in random order: a game in which they score well says little about an imitator
+    meta["shuffled_returns"] = [] if jobs else old.get("shuffled_returns")
+    if not meta["shuffled_returns"]:
+        taken = np.concatenate([np.load(folder / episode["file"])["actions"] for episode in meta["episodes"]])
+        blind = play(games, ShuffledExpert(taken), seeds("random", 20))
+        meta["shuffled_returns"] = [float(game["rewards"].sum()) for game in blind]
+    store()
+
     result = {"episodes": len(meta["episodes"]), "steps_per_second": progress.steps / (time.time() - progress.start)}
-    for who, returns in (("expert", meta["expert_returns"]), ("random", meta["random_returns"])):
+    for who in ("expert", "random", "shuffled"):
+        returns = meta[f"{who}_returns"]
         result |= {f"{who}_return_mean": np.mean(returns), f"{who}_return_std": np.std(returns)}
     print("\n" + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
     return {key: float(value) for key, value in result.items()}

@@ -462,10 +462,11 @@ def expert_dataset(args) -> Path:
     return folder
 
 
-def scores(meta: dict) -> tuple[float, float]:
-    """Mean return of the expert and of a random policy, as the dataset's metadata records them."""
+def scores(meta: dict) -> tuple[float, float, float]:
+    """Mean return of the expert, a random policy, and the expert's actions shuffled, as dataset.json has them."""
     expert = [episode["return"] for episode in meta.get("episodes", [])]
-    return (float(np.mean(values)) if values else float("nan") for values in (expert, meta.get("random_returns", [])))
+    returns = expert, meta.get("random_returns"), meta.get("shuffled_returns")
+    return tuple(float(np.mean(values)) if values else float("nan") for values in returns)
 
 
 def save_clip(path: Path, frames: np.ndarray) -> None:
@@ -527,7 +528,7 @@ def main(args: Args) -> dict:
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
     fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
-    expert_return, random_return = scores(data.meta)
+    expert_return, random_return, shuffled_return = scores(data.meta)
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
@@ -630,13 +631,15 @@ def main(args: Args) -> dict:
     report |= {"eval/return_vs_expert": float(score)}
     if not args.eval_only:
         log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
-    report |= {"expert_return": expert_return, "random_return": random_return, "best_validation": best, "step": step}
+    report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
+    report |= {"best_validation": best, "step": step}
     save_clip(run_dir / "agent.gif", clip)
     everything = report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
     (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
+          f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
           f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
     if report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
         print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")

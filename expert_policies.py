@@ -6,6 +6,7 @@ and `free` (N,) is false where another action will be played anyway. `load_exper
 
 Without weights or download (`embedded`):
 - Breakout, Pong: ten rules read the ball from the console's memory; the emulator's future picks the one to follow.
+- Boxing: walk up to the opponent and punch at every other step; a function of what can be seen.
 - BipedalWalker-v3: a gait of three phases, PD control at the joints, constants tuned by the cross-entropy method.
 - any other Atari game: random plans tried in the emulator (slow: 70 to 100 s of one core per 1000 steps), unless
   train_expert.py has left a small PPO actor in experts/<env_id>.pt.
@@ -82,6 +83,19 @@ class RandomExpert:
     def act(self, games, rngs: list[np.random.Generator], free: np.ndarray) -> np.ndarray:
         """Actions (N,) or (N, A)."""
         return random_actions(games, rngs)
+
+
+class ShuffledExpert:
+    """An expert's recorded actions, drawn whatever is on the screen: what knowing their frequencies alone earns."""
+
+    name = "shuffled"
+
+    def __init__(self, actions: np.ndarray):
+        self.actions = actions  # (steps,) or (steps, A)
+
+    def act(self, games, rngs, free: np.ndarray) -> np.ndarray:
+        """Actions (N,) or (N, A)."""
+        return self.actions[[rng.integers(len(self.actions)) for rng in rngs]]
 
 
 class NetworkExpert:
@@ -288,6 +302,30 @@ class LookAhead(Emulator):
         return up if error > tolerance else down if error < -tolerance else 0
 
 
+class Boxer(Emulator):
+    """Boxing: walk up to the opponent, stay a little above or below, and punch at every other step."""
+
+    reach, tolerance, offset = (
+        10,
+        6,
+        8,
+    )  # in pixels of the 160 x 210 screen, found by random search
+
+    def act(self, free: bool) -> int:
+        """Action for the slot, a function of both boxers' places and of the last action alone."""
+        self.follow()
+        x, y, other_x, other_y = self.ale.getRAM()[[32, 34, 33, 35]].astype(int)
+        ahead, below = other_x - x, other_y - y
+        side = 1 if ahead >= 0 else -1
+        across = 0 if abs(ahead) == self.reach else side if abs(ahead) > self.reach else -side
+        error = below - (self.offset if below >= 0 else -self.offset)
+        down = 0 if abs(error) <= self.tolerance else int(np.sign(error))
+        punch = "FIRE" not in self.actions[self.action].name  # an arm must be drawn back before the next punch
+        name = ("UP", "", "DOWN")[down + 1] + ("LEFT", "", "RIGHT")[across + 1] + ("FIRE" if punch else "")
+        wanted = self.actions.index(ale_py.Action[name or "NOOP"])
+        return int(self.rng.integers(len(self.actions))) if self.rng.random() < 0.01 else wanted
+
+
 class Walker:
     """BipedalWalker-v3: stand on one leg and swing the other, lower it, push off with the first, and swap."""
 
@@ -359,6 +397,7 @@ def choose_expert(expert: str, env_id: str, recorded: str | None) -> str:
 EMBEDDED = {  # env id: name, player, agent steps after which a game is cut off
     "BreakoutNoFrameskip-v4": ("breakout-lookahead", LookAhead, 2000),  # later the last bricks are missed for ever
     "PongNoFrameskip-v4": ("pong-lookahead", LookAhead, 27000),
+    "BoxingNoFrameskip-v4": ("boxing-rule", Boxer, 27000),
     "BipedalWalker-v3": ("walker-gait", Walker, 27000),
 }
 
