@@ -570,6 +570,12 @@ def main(args: Args) -> dict:
         optimizer.step()
         return {"losses/policy": policy_loss.detach(), "losses/entropy": entropy.mean().detach()}
 
+    def compare() -> dict[str, float]:
+        """Measure on held-out expert episodes; the random state is restored."""
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            return agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
+
     def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
         """Play, write one row per game to the file `name`, and sum up."""
         rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
@@ -590,14 +596,13 @@ def main(args: Args) -> dict:
     for _ in range(extra):
         metrics = update(windows.draw(args.batch_size, rng))
         step += 1
-        elapsed = seconds + time.time() - began
+        fresh = {}  # what this row of the log will hold
         if step % args.eval_every == 0 or step == args.updates:
-            with torch.random.fork_rng():
-                torch.manual_seed(args.seed)
-                report |= agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
+            fresh = compare()
             if step < args.updates:  # the last policy plays the final evaluation
-                report |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
-                best = max(best, report["eval/return_mean"])
+                fresh |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                best = max(best, fresh["eval/return_mean"])
+            elapsed = seconds + time.time() - began
             save(file, {name: part.state_dict() for name, part in parts.items()}
                  | {"step": step, "seconds": elapsed, "best": best, "rng": rng.get_state(),
                         "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
@@ -606,8 +611,9 @@ def main(args: Args) -> dict:
                  | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
         if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
             speed = (step - step_before) / (time.time() - began)
-            report |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
-            log(writer, run_dir, step, elapsed, report)
+            fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
+            log(writer, run_dir, step, seconds + time.time() - began, fresh)
+            report |= fresh
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/policy']:.4f}"
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
                   f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
@@ -625,6 +631,7 @@ def main(args: Args) -> dict:
         means.append(result["eval/return_mean"])
         rows += games_played
     returns = np.array([row["return"] for row in rows])
+    report |= {} if "expert/action_agreement" in report else compare()  # nothing was left to train
     report |= result | {"eval/return_mean": float(np.mean(means))}
     standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
@@ -634,7 +641,8 @@ def main(args: Args) -> dict:
     report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
     report |= {"best_validation": best, "step": step}
     save_clip(run_dir / "agent.gif", clip)
-    everything = report | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
+    everything = report | {"data": str(folder), "world_model": str(checkpoint), "size": args.size, "args": vars(args)}
+    everything["returns"] = returns.tolist()
     (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
