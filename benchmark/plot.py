@@ -1,30 +1,253 @@
-"""Draw one run's return in the real game, reward in the dream and latent distance from its metrics.csv.
+"""Draw the figures and the table from the CSV files of benchmark/run_grid.py, or one run from its metrics.csv.
 
     python benchmark/plot.py --csv benchmark/results/ditto_MsPacman_small_metrics.csv --expert 764.2 --random 249.0
+    python benchmark/plot.py --figure training --num-expert-episodes 30 --out docs/training.png
+    python benchmark/plot.py --figure episodes --out docs/episodes.png
+    python benchmark/plot.py --figure horizon --out docs/horizon.png
+    python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
+    python benchmark/plot.py --figure table
 
-Needs matplotlib (`pip install matplotlib`), which nothing else here does.
+    training   the paper's Figure 2: return, latent distance and action agreement through training, and how each metric
+               correlates with the return over all validations
+    episodes   Figure 3: final return against the number of expert episodes
+    horizon    Figure 4, right: score against the horizon H
+    variants   score of named settings
+    table      score, interquartile mean and its bootstrap interval, in Markdown
+
+Lines and points are means over seeds, bands and bars one standard error over seeds (none with a single seed). Figures
+are as wide as half a page per environment. They need matplotlib (`pip install matplotlib`), which no script here does.
 """
 
 import csv
+import re
+import sys
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import tyro
 
 
 @dataclass
 class Args:
-    csv: str
-    """metrics.csv of a run"""
-    expert: float
-    """expert's mean return"""
-    random: float
-    """random policy's mean return"""
-    out: str = "docs/ditto_MsPacman.png"
-    """picture to write"""
+    figure: Literal["run", "training", "episodes", "horizon", "variants", "table"] = "run"
+    """what to draw; run: one run's metrics.csv"""
+    csv: str = "benchmark/results/grid.csv"
+    """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run: metrics.csv of a run"""
+    out: str = ""
+    """picture to write, or the table; default docs/<figure>.png, the table to the terminal only"""
+    # run
+    expert: float = float("nan")
+    """run: expert's mean return"""
+    random: float = float("nan")
+    """run: random policy's mean return"""
+    # which cells
+    env_ids: list[str] = field(default_factory=list)
+    """environments; empty: all in the file"""
+    scripts: list[str] = field(default_factory=list)
+    """scripts, without .py; empty: all in the file"""
+    size: str = ""
+    """size; needed if the file holds several"""
+    num_expert_episodes: int = 0
+    """N^E of training, horizon and variants; 0: the only one in the file"""
+    variants: list[str] = field(default_factory=list)
+    """named settings; empty: default, for horizon also those named h<number>, for variants all"""
+    # bootstrap
+    draws: int = 2000
+    """bootstrap samples"""
 
 
-def main(args: Args) -> dict:
+# Okabe and Ito's colours, which colour-blind readers can tell apart; each script has one, and its own marker
+STYLE = {"ditto": ("DITTO", "#0072B2", "o"), "d_gail": ("D-GAIL", "#D55E00", "s"), "d_bc": ("D-BC", "#009E73", "^"),
+         "bc_pixels": ("BC", "#CC79A7", "D")}  # fmt: skip
+FURTHER = [("#E69F00", "v"), ("#56B4E9", "P")]
+KEY = ("env_id", "script", "variant", "size", "num_expert_episodes", "seed")
+WIDTH = 3.4  # inches, half a page
+
+
+# statistics
+
+
+def standard_error(values) -> float:
+    """Standard error of the mean of independent values; not a number for a single one."""
+    return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of their ranks."""
+    _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
+    return (counts.cumsum() - (counts - 1) / 2)[where]
+
+
+def pearson(x, y) -> float:
+    """Pearson's correlation; not a number below three points or if one side is constant."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def spearman(x, y) -> float:
+    """Spearman's rank correlation."""
+    return pearson(ranks(np.asarray(x, float)), ranks(np.asarray(y, float)))
+
+
+def interquartile_mean(values) -> np.ndarray:
+    """Mean over the last axis without the lowest and the highest quarter (each rounded down to whole values)."""
+    values = np.sort(np.asarray(values, float), -1)
+    cut = values.shape[-1] // 4
+    return values[..., cut : values.shape[-1] - cut].mean(-1)
+
+
+def bootstrap(
+    strata: list[list[np.ndarray]], statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int = 0
+) -> tuple[float, float]:
+    """95% interval of a statistic of all games, stratified: a draw has as many seeds of each environment as the data.
+
+    `strata` holds per environment, per seed, the games' scores. In each environment seeds are drawn with replacement,
+    then games within each drawn seed, because games of one seed share a policy. With one seed only the games vary.
+    """
+    rng, samples = np.random.default_rng(seed), []
+    for seeds in strata:
+        length = np.array([len(games) for games in seeds])
+        chosen = rng.integers(len(seeds), size=(draws, len(seeds)))
+        place = rng.random((draws, len(seeds), length.max())) * length[chosen][..., None]
+        first = (length.cumsum() - length)[chosen][..., None]  # where the games of the chosen seeds begin
+        samples.append(np.concatenate(seeds)[first + place.astype(int)].reshape(draws, -1))
+    low, high = np.percentile(statistic(np.concatenate(samples, 1)), [2.5, 97.5])
+    return float(low), float(high)
+
+
+# reading
+
+
+def read(path: Path) -> list[dict]:
+    """Rows of a CSV of benchmark/run_grid.py, numbers as numbers; missing ones are not a number."""
+    if not path.exists():
+        sys.exit(f"There is no {path}: run benchmark/run_grid.py first (benchmark/figures.sh has its commands).")
+    with open(path, newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and not set(KEY) <= set(rows[0]):
+        sys.exit(f"{path} is not a file of benchmark/run_grid.py: its columns lack {', '.join(KEY)}.")
+    text = {*KEY, "hardware", "torch", "commit", "command", "threads", "name"} - {"num_expert_episodes", "seed"}
+    return [{k: v if k in text else float(v or "nan") for k, v in row.items()} for row in rows]
+
+
+def select(rows: list[dict], args: Args, variants: Callable[[str], bool]) -> list[dict]:
+    """Rows of the cells asked for; end with one sentence if there are none or a size must be chosen."""
+    rows = [row for row in rows if row["env_id"] in (args.env_ids or [row["env_id"]])
+            and row["script"] in (args.scripts or [row["script"]]) and row["size"] in (args.size or row["size"],)
+            and (row["variant"] in args.variants if args.variants else variants(row["variant"]))]  # fmt: skip
+    if not rows:
+        sys.exit(
+            f"{args.csv} has no row of these environments, scripts, sizes and variants: run the grid for them first."
+        )
+    if len(sizes := sorted({row["size"] for row in rows})) > 1:
+        sys.exit(f"{args.csv} holds the sizes {', '.join(sizes)}: choose one with --size.")
+    for cell, seeds in grouped(rows, *KEY[:-1]).items():
+        if len({row["updates"] for row in seeds}) > 1:
+            print(f"warning: the seeds of {' '.join(map(str, cell))} had different --updates", file=sys.stderr)
+    return rows
+
+
+def one_count(rows: list[dict], args: Args) -> list[dict]:
+    """Rows of one N^E."""
+    counts = sorted({int(row["num_expert_episodes"]) for row in rows})
+    if not args.num_expert_episodes and len(counts) > 1:
+        sys.exit(f"{args.csv} holds N^E = {', '.join(map(str, counts))}: choose one with --num-expert-episodes.")
+    rows = [row for row in rows if row["num_expert_episodes"] == (args.num_expert_episodes or counts[0])]
+    return rows or sys.exit(f"No run with N^E = {args.num_expert_episodes}, only {', '.join(map(str, counts))}.")
+
+
+def default(variant: str) -> bool:
+    """Whether a variant is the script as it is."""
+    return variant == "default"
+
+
+def in_order(values) -> list[str]:
+    """Scripts or variants without repetition: scripts in the order of STYLE, `default` first, the rest by name."""
+    known = ["default", *STYLE]
+    return sorted(set(values), key=lambda v: (known.index(v) if v in known else len(known), v))
+
+
+def grouped(rows: list[dict], *names: str) -> dict:
+    """Rows by the values of some columns, in ascending order."""
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[name] for name in names) if len(names) > 1 else row[names[0]]].append(row)
+    return dict(sorted(groups.items()))
+
+
+def column(rows: list[dict], name: str) -> np.ndarray:
+    """One column as numbers."""
+    return np.array([row[name] for row in rows], float)
+
+
+def short(env_id: str) -> str:
+    """Name of an environment without its version."""
+    return re.sub(r"(NoFrameskip)?-v\d+$", "", env_id)
+
+
+def caption(env_id: str, rows: list[dict]) -> str:
+    """Title of a panel: environment, N^E if all cells share it, size, number of seeds."""
+    counts = sorted({len(cell) for cell in grouped(rows, *KEY[:-1]).values()})
+    seeds = f"{counts[0]} seed{'s' * (counts[0] > 1)}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+    episodes = {int(row["num_expert_episodes"]) for row in rows}
+    episodes = f"$N^E$ = {episodes.pop()}, " if len(episodes) == 1 else ""
+    return f"{short(env_id)}, {episodes}{rows[0]['size']} size, {seeds}"
+
+
+# drawing
+
+
+def style(script: str) -> tuple[str, str, str]:
+    """Label, colour and marker of a script; one that is not known here gets the same ones everywhere too."""
+    return STYLE.get(script) or (script, *FURTHER[sum(map(ord, script)) % len(FURTHER)])
+
+
+def new_figure(rows: int, columns: int, height: float, **options):
+    """A figure of rows x columns panels, each column half a page wide, in small type."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "lines.linewidth": 1.4,
+                         "lines.markersize": 4, "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6})  # fmt: skip
+    return plt.subplots(
+        rows, columns, figsize=(WIDTH * columns, height * rows), squeeze=False, layout="constrained", **options
+    )
+
+
+def reference_lines(axis, rows: list[dict]) -> None:
+    """Expert's and random policy's mean return; they differ a little where cells used different demonstrations."""
+    expert, random = (float(np.nanmean(column(rows, f"{name}_return"))) for name in ("expert", "random"))
+    axis.axhline(expert, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
+    axis.axhline(random, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
+
+
+def finish(figure, axes, path: str) -> None:
+    """Put one legend below the panels, scripts first, and write the picture."""
+    import matplotlib.pyplot as plt
+
+    handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels())}
+    texts = sorted(handles, key=lambda text: text in ("expert", "random"))
+    lines = [handles[text] for text in texts]
+    figure.legend(lines, texts, loc="outside lower center", ncols=min(len(texts), 3), frameon=False)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=200)
+    plt.close(figure)
+    print(f"wrote {path}")
+
+
+def draw_run(args: Args) -> dict:
+    """One run: return in the real game, reward in the dream, latent distance."""
+    if not Path(args.csv).exists():
+        sys.exit(f"There is no {args.csv}: name the metrics.csv of a run with --csv.")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,8 +270,216 @@ def main(args: Args) -> dict:
         axis.set(title=title, xlabel="gradient updates")
     axes[0].legend(), axes[2].legend()
     figure.tight_layout()
-    figure.savefig(args.out, dpi=80)
+    figure.savefig(args.out or "docs/ditto_MsPacman.png", dpi=80)
     return {"points": len(returns)}
+
+
+PANELS = (("eval/return_mean", "return"), ("expert/latent_distance", "latent distance $L_d$"),
+          ("expert/action_agreement", "action agreement"))  # fmt: skip
+
+
+def correlations(rows: list[dict]) -> dict[str, tuple[float, float, int]]:
+    """Pearson's and Spearman's correlation of each metric with the return, and the number of validations."""
+    table = defaultdict(dict)
+    for row in rows:
+        table[tuple(row[name] for name in (*KEY, "step"))][row["name"]] = row["value"]
+    result = {}
+    for name, _ in PANELS[1:]:
+        pairs = [(v[name], v["eval/return_mean"]) for v in table.values() if name in v and "eval/return_mean" in v]
+        x, y = np.array(pairs, float).reshape(-1, 2).T
+        result[name] = pearson(x, y), spearman(x, y), len(pairs)
+    return result
+
+
+def draw_training(args: Args) -> dict:
+    """Figure 2: a column per environment; return, latent distance and action agreement below each other."""
+    file = Path(args.csv)
+    cells = one_count(select(read(file), args, default), args)
+    chosen = {tuple(row[name] for name in KEY) for row in cells}
+    rows = [row for row in read(file.with_name(f"{file.stem}_metrics.csv")) if tuple(row[k] for k in KEY) in chosen]
+    by_env, found = grouped(cells, "env_id"), {}
+    figure, axes = new_figure(3, len(by_env), 1.65, sharex="col")
+    for c, (env_id, env_cells) in enumerate(by_env.items()):
+        env_rows = [row for row in rows if row["env_id"] == env_id]
+        found[env_id] = correlations(env_rows)
+        for axis, (name, label) in zip(axes[:, c], PANELS):
+            for script in in_order(row["script"] for row in env_cells):
+                mine = [row for row in env_rows if row["script"] == script and row["name"] == name]
+                by_step = {step: column(group, "value") for step, group in grouped(mine, "step").items()}
+                if not by_step:  # BC from pixels has no latents
+                    continue
+                title, colour, marker = style(script)
+                steps, mean = np.array(list(by_step)), np.array([values.mean() for values in by_step.values()])
+                error = np.nan_to_num([standard_error(values) for values in by_step.values()])
+                axis.plot(steps, mean, color=colour, marker=marker, label=title)
+                axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+            axis.set(ylabel=label)
+            if name in found[env_id]:
+                r, rho, count = found[env_id][name]
+                text = "with return: " + (f"r = {r:+.2f}, ρ = {rho:+.2f}, n = {count}" if r == r else "too few points")
+                axis.set_title(text, loc="right", fontsize=7, pad=3)
+        reference_lines(axes[0, c], env_cells)
+        axes[0, c].set_title(caption(env_id, env_cells))
+        axes[-1, c].set(xlabel="gradient updates")
+    finish(figure, axes, args.out or "docs/training.png")
+    # Across scripts a metric may follow the return although within each it does not, and the reverse: print both.
+    for env_id, values in found.items():
+        scripts = in_order(row["script"] for row in by_env[env_id])
+        mine = {script: [r for r in rows if (r["env_id"], r["script"]) == (env_id, script)] for script in scripts}
+        for part, each in {"all scripts": values, **{style(s)[0]: correlations(mine[s]) for s in scripts}}.items():
+            for name, (r, rho, count) in each.items():
+                numbers = f"Pearson {r:+.2f}, Spearman {rho:+.2f}" if r == r else "too few points"
+                print(f"{short(env_id)}, {part}: {name} with return, {count} validations: {numbers}")
+    return {"correlations": found}
+
+
+def means(rows: list[dict], x: str, y: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Places, means and standard errors over seeds of y, one for each value of x."""
+    groups = grouped(rows, x)
+    values = [column(group, y) for group in groups.values()]
+    return np.array(list(groups)), np.array([v.mean() for v in values]), np.array([standard_error(v) for v in values])
+
+
+def draw_episodes(args: Args) -> dict:
+    """Figure 3: final return against N^E, a panel per environment."""
+    by_env = grouped(select(read(Path(args.csv)), args, default), "env_id")
+    figure, axes = new_figure(1, len(by_env), 2.6)
+    points = {}
+    for axis, (env_id, rows) in zip(axes[0], by_env.items()):
+        scripts = in_order(row["script"] for row in rows)
+        for i, script in enumerate(scripts):
+            title, colour, marker = style(script)
+            mine = [row for row in rows if row["script"] == script]
+            points[env_id, script] = x, mean, error = means(mine, "num_expert_episodes", "return_mean")
+            beside = 1.03 ** (i - (len(scripts) - 1) / 2)  # a little apart, or the bars hide each other
+            axis.errorbar(x * beside, mean, np.nan_to_num(error), color=colour, marker=marker, capsize=2, label=title)
+        reference_lines(axis, rows)
+        counts = sorted({int(row["num_expert_episodes"]) for row in rows})
+        axis.set_xscale("log")
+        axis.set_xticks(counts, map(str, counts))
+        axis.minorticks_off()
+        axis.set(xlabel="expert episodes $N^E$", ylabel="return", title=caption(env_id, rows))
+    finish(figure, axes, args.out or "docs/episodes.png")
+    return {"points": points}
+
+
+def draw_horizon(args: Args) -> dict:
+    """Figure 4: score against H, a panel per environment."""
+    rows = select(read(Path(args.csv)), args, lambda variant: default(variant) or re.fullmatch(r"h\d+", variant))
+    rows = [row for row in rows if row["horizon"] == row["horizon"] and row["script"] in (args.scripts or ["ditto"])]
+    if not rows:
+        sys.exit(f"{args.csv} has no such run with a horizon: run ditto with --variants for several values first.")
+    by_env, points = grouped(one_count(rows, args), "env_id"), {}
+    figure, axes = new_figure(1, len(by_env), 2.3)
+    for axis, (env_id, rows) in zip(axes[0], by_env.items()):
+        for script in in_order(row["script"] for row in rows):
+            title, colour, marker = style(script)
+            mine = [row for row in rows if row["script"] == script]
+            points[env_id, script] = x, mean, error = means(mine, "horizon", "score")
+            axis.errorbar(x, mean, np.nan_to_num(error), color=colour, marker=marker, capsize=2, label=title)
+            axis.plot(column(mine, "horizon"), column(mine, "score"), ".", color=colour, alpha=0.35)
+        axis.axhline(1, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
+        axis.axhline(0, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
+        axis.set_xticks(sorted({int(row["horizon"]) for row in rows}))
+        axis.set(xlabel="horizon $H$", ylabel="score", title=caption(env_id, rows))
+    finish(figure, axes, args.out or "docs/horizon.png")
+    return {"points": points}
+
+
+def draw_variants(args: Args) -> dict:
+    """Scores of named settings as bars, a panel per environment; every seed is a dot."""
+    rows = one_count(select(read(Path(args.csv)), args, lambda variant: True), args)
+    by_env, bars = grouped(rows, "env_id"), {}
+    figure, axes = new_figure(1, len(by_env), 2.3)
+    for axis, (env_id, rows) in zip(axes[0], by_env.items()):
+        names, scripts = in_order(row["variant"] for row in rows), in_order(row["script"] for row in rows)
+        names = [name for name in args.variants if name in names] or names
+        width = 0.8 / len(scripts)
+        for i, script in enumerate(scripts):
+            title, colour, _ = style(script)
+            for j, name in enumerate(names):
+                scores = column([r for r in rows if r["script"] == script and r["variant"] == name], "score")
+                if not len(scores):
+                    continue
+                place = j + (i - (len(scripts) - 1) / 2) * width
+                bars[env_id, script, name] = scores.mean(), standard_error(scores)
+                error = np.nan_to_num(standard_error(scores)) or None
+                axis.bar(place, scores.mean(), 0.9 * width, yerr=error, capsize=2, color=colour, alpha=0.75,
+                         label=title if not axis.get_legend_handles_labels()[1].count(title) else None)  # fmt: skip
+                axis.plot([place] * len(scores), scores, "o", color="black", markersize=2.5, alpha=0.6)
+        axis.axhline(1, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
+        axis.axhline(0, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
+        axis.set_ylim(bottom=min(-0.05, axis.get_ylim()[0]))  # or the axis hides the line of the random policy
+        axis.set_xticks(range(len(names)), names)
+        axis.grid(axis="x", visible=False)
+        axis.set(ylabel="score", title=caption(env_id, rows))
+    finish(figure, axes, args.out or "docs/variants.png")
+    return {"bars": bars}
+
+
+def table(args: Args) -> dict:
+    """Script x N^E per environment, and over all environments if there are several, in Markdown."""
+    file = Path(args.csv)
+    cells = select(read(file), args, default)
+    games = grouped(read(file.with_name(f"{file.stem}_episodes.csv")), *KEY)
+    heads = ("environment", "N^E", "script", "variant", "seeds", "games", "return", "expert", "random", "score",
+             "standard error over seeds", "interquartile mean", "95% interval")  # fmt: skip
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    scripts, variants = in_order(row["script"] for row in cells), in_order(row["variant"] for row in cells)
+    env_ids = sorted({row["env_id"] for row in cells})
+    few = False
+    for name in [*env_ids, *(["all"] if len(env_ids) > 1 else [])]:
+        for count in sorted({row["num_expert_episodes"] for row in cells}):
+            for script, variant in ((script, variant) for script in scripts for variant in variants):
+                mine = [row for row in cells if name in ("all", row["env_id"]) and row["num_expert_episodes"] == count
+                        and row["script"] == script and row["variant"] == variant]  # fmt: skip
+                place = f"| {short(name)} | {int(count)} | {style(script)[0]} | {variant} |"
+                if len({row["env_id"] for row in mine}) < (len(env_ids) if name == "all" else 1):
+                    if name != "all":
+                        lines.append(f"{place} not run |" + " |" * 8)
+                    continue
+                strata = []
+                for rows in grouped(mine, "env_id").values():
+                    scale = [(row["random_return"], row["expert_return"] - row["random_return"] or 1.0) for row in rows]
+                    played = [column(games.get(tuple(row[k] for k in KEY), []), "return") for row in rows]
+                    strata.append([(r - low) / high for r, (low, high) in zip(played, scale) if len(r)])
+                if not all(strata):
+                    sys.exit(f"{file.stem}_episodes.csv has no games of {place.strip('| ')}: run the same grid again.")
+                everything = np.concatenate([r for seeds in strata for r in seeds])
+                low, high = bootstrap(strata, interquartile_mean, args.draws)
+                # standard error of the mean over environments of means over seeds
+                groups = [column(rows, "score") for rows in grouped(mine, "env_id").values()]
+                score = np.mean([scores.mean() for scores in groups])
+                error = sum(standard_error(scores) ** 2 for scores in groups) ** 0.5 / len(groups)
+                seeds = min(len(scores) for scores in groups)
+                few |= seeds < 3
+                returns = " | ".join(f"{column(mine, f'{what}_return').mean():.1f}" for what in ("expert", "random"))
+                returns = f"{column(mine, 'return_mean').mean():.1f} | {returns}" if name != "all" else "| |"
+                lines.append(f"{place} {seeds}{' *' * (seeds < 3)} | {len(everything)} | {returns} | {score:.2f} | "
+                             f"{f'{error:.2f}' if error == error else 'one seed'} | "
+                             f"{interquartile_mean(everything):.2f} | {low:.2f} to {high:.2f} |")  # fmt: skip
+    notes = ["Score = (return - random) / (expert - random). The interquartile mean is over the games of all seeds; "
+             f"its interval is a bootstrap of {args.draws} draws of seeds, then of games within each; environments are "
+             "strata."]  # fmt: skip
+    if few:
+        notes.append("\\* Fewer than three seeds: the interval says how much games of these policies vary, and next to "
+                     "nothing about training again.")  # fmt: skip
+    text = "\n".join([*lines, "", *notes])
+    print(text)
+    if args.out:
+        Path(args.out).write_text(text + "\n")
+    return {"table": text}
+
+
+def main(args: Args) -> dict:
+    draw = {"run": draw_run, "training": draw_training, "episodes": draw_episodes, "horizon": draw_horizon,
+            "variants": draw_variants, "table": table}[args.figure]  # fmt: skip
+    try:
+        return draw(args)
+    except ModuleNotFoundError as error:
+        if error.name != "matplotlib":
+            raise
+        sys.exit("Figures need matplotlib: pip install matplotlib.")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# The literal commands of every figure and table: copy one, or run all of a size with
+#     bash benchmark/figures.sh small          (CPU: MsPacman, whose world model and 30 demonstrations are shipped)
+#     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
+# Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
+# typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/. They need `pip install matplotlib`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+case "${1:-}" in
+small)
+    # Figure 2: return, latent distance and action agreement through training
+    python benchmark/run_grid.py --env-ids MsPacmanNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --options="--size small --updates 1500 --eval-every 250 --threads 1"
+    python benchmark/plot.py --figure training --size small --env-ids MsPacmanNoFrameskip-v4 --num-expert-episodes 30 --out docs/training_small.png
+    # Figure 3: final return against the number of expert episodes, and the table
+    python benchmark/run_grid.py --env-ids MsPacmanNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 8 15 30 --seeds 1 2 3 --jobs 2 --options="--size small --updates 1500 --eval-every 250 --threads 1"
+    python benchmark/plot.py --figure episodes --size small --env-ids MsPacmanNoFrameskip-v4 --out docs/episodes_small.png
+    python benchmark/plot.py --figure table --size small --env-ids MsPacmanNoFrameskip-v4 --out docs/table_small.md
+    # Figure 4: horizon; the default has H = 15
+    python benchmark/run_grid.py --env-ids MsPacmanNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "h3: --horizon 3" "h9: --horizon 9" "h30: --horizon 30" --options="--size small --updates 1500 --eval-every 250 --threads 1"
+    python benchmark/plot.py --figure horizon --size small --env-ids MsPacmanNoFrameskip-v4 --num-expert-episodes 30 --out docs/horizon_small.png
+    # reward: Eq. 8 against the paper's ablations, and against comparing the whole latent (h, z)
+    python benchmark/run_grid.py --env-ids MsPacmanNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "l2: --reward l2" "cosine: --reward cosine" "full: --reward-latent full" --options="--size small --updates 1500 --eval-every 250 --threads 1"
+    python benchmark/plot.py --figure variants --size small --env-ids MsPacmanNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants default l2 cosine full --out docs/reward_small.png
+    ;;
+paper)
+    # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
+    # --launcher submitit --slurm-partition NAME --gpus-per-job 1 --jobs 16
+    # Figure 2
+    python benchmark/run_grid.py --env-ids BeamRiderNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 125 --seeds 1 2 3 4 5 --jobs 1 --options="--size paper --eval-consecutive 10"
+    python benchmark/plot.py --figure training --size paper --env-ids BeamRiderNoFrameskip-v4 --num-expert-episodes 125 --out docs/training.png
+    # Figure 3 and the table
+    python benchmark/run_grid.py --env-ids BeamRiderNoFrameskip-v4 BreakoutNoFrameskip-v4 MsPacmanNoFrameskip-v4 QbertNoFrameskip-v4 SpaceInvadersNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 8 15 30 60 125 250 500 1000 --seeds 1 2 3 4 5 --jobs 1 --options="--size paper --eval-consecutive 10"
+    python benchmark/plot.py --figure episodes --size paper --env-ids BeamRiderNoFrameskip-v4 BreakoutNoFrameskip-v4 MsPacmanNoFrameskip-v4 QbertNoFrameskip-v4 SpaceInvadersNoFrameskip-v4 --out docs/episodes.png
+    python benchmark/plot.py --figure table --size paper --env-ids BeamRiderNoFrameskip-v4 BreakoutNoFrameskip-v4 MsPacmanNoFrameskip-v4 QbertNoFrameskip-v4 SpaceInvadersNoFrameskip-v4 --out docs/table.md
+    # Figure 4, left: continuous actions
+    python benchmark/run_grid.py --env-ids BipedalWalker-v3 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 8 15 30 60 125 --seeds 1 2 3 4 5 --jobs 1 --options="--size paper --eval-consecutive 10"
+    python benchmark/plot.py --figure episodes --size paper --env-ids BipedalWalker-v3 --out docs/episodes_BipedalWalker.png
+    # Figure 4, right: horizon; the default has H = 15
+    python benchmark/run_grid.py --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --seeds 1 2 3 4 5 --jobs 1 --variants "default:" "h3: --horizon 3" "h9: --horizon 9" "h30: --horizon 30" --options="--size paper --eval-consecutive 10"
+    python benchmark/plot.py --figure horizon --size paper --env-ids BreakoutNoFrameskip-v4 --num-expert-episodes 125 --out docs/horizon.png
+    # reward
+    python benchmark/run_grid.py --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --seeds 1 2 3 4 5 --jobs 1 --variants "default:" "l2: --reward l2" "cosine: --reward cosine" "full: --reward-latent full" --options="--size paper --eval-consecutive 10"
+    python benchmark/plot.py --figure variants --size paper --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --variants default l2 cosine full --out docs/reward.png
+    ;;
+*)
+    echo "Say which size: bash benchmark/figures.sh small, or paper." >&2
+    exit 1
+    ;;
+esac

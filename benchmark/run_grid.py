@@ -1,0 +1,632 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""Run a grid of environment x script x N^E x seed (x variant), several cells at once, and collect the results as CSV.
+
+    python benchmark/run_grid.py --env-ids MsPacmanNoFrameskip-v4 --scripts ditto d_bc --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --options="--updates 1500 --eval-every 250 --threads 1"
+    python benchmark/run_grid.py --scripts ditto --variants "h3: --horizon 3" "h9: --horizon 9" --dry-run
+    python benchmark/run_grid.py --launcher submitit --cluster slurm --slurm-partition gpu --gpus-per-job 1 --jobs 16
+
+A cell is one run of one script, in <out>/<env_id>/<script>[-<variant>]-<size>-<N^E>-<seed>. The same command skips the
+cells that are finished and continues those that were interrupted. A cell that fails does not stop the others: its output
+is in console.log in its folder, and the exit status is not zero. After each cell its rows are replaced in three files:
+
+    grid.csv            one row per cell: final return, score, latent distance, time, hardware, commit, command
+    grid_metrics.csv    its validations through training: step, seconds, name, value
+    grid_episodes.csv   every game of its final evaluation
+
+Relative paths are relative to the repository. `benchmark/plot.py` draws these files. The commands of every figure are in
+benchmark/figures.sh.
+"""  # noqa: E501  (a command is one line)
+
+import contextlib
+import csv
+import dataclasses
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Args:
+    # grid
+    env_ids: list[str] = field(default_factory=lambda: ["MsPacmanNoFrameskip-v4"])
+    """environments"""
+    scripts: list[str] = field(default_factory=lambda: ["ditto", "d_gail", "d_bc", "bc_pixels"])
+    """scripts, without .py"""
+    num_expert_episodes: list[int] = field(default_factory=lambda: [30])
+    """numbers of expert episodes, N^E"""
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    """seeds"""
+    variants: list[str] = field(default_factory=lambda: ["default:"])
+    """named settings, each "name: options", of which every script of the grid is run with each"""
+    options: str = ""
+    """options for every cell, in quotes and after an equals sign: --options="--updates 1500 --threads 1" (see above)"""
+    script_options: list[str] = field(default_factory=list)
+    """options for the cells of one script, each "script: options"; later ones win: general, script's, variant's"""
+    # files
+    out: str = "runs/grid"
+    """folder of the runs"""
+    results: str = "benchmark/results/grid.csv"
+    """CSV of the results; validations and games go to <name>_metrics.csv and <name>_episodes.csv beside it"""
+    # run
+    jobs: int = 2
+    """cells at once; give --threads in --options so that jobs x threads is the number of cores"""
+    gpus: list[int] = field(default_factory=list)
+    """GPUs that local jobs take in turn, such as 0 1 2 3; empty: every job sees what this process sees"""
+    prepare: bool = True
+    """collect data and train the world model, if missing, once per environment before its cells"""
+    dry_run: bool = False
+    """print the commands and which cells are finished, run nothing"""
+    # cluster
+    launcher: Literal["local", "submitit"] = "local"
+    """local: child processes; submitit: jobs through submitit (`pip install submitit`), --jobs of them at once"""
+    cluster: Literal["slurm", "local"] = "slurm"
+    """submitit's executor; local runs on this machine, to try it out"""
+    slurm_partition: str = ""
+    """Slurm's partition; empty: its default"""
+    slurm_account: str = ""
+    """Slurm's account; empty: its default"""
+    gpus_per_job: int = 1
+    """GPUs of a submitit job; 0 for CPU jobs"""
+    cpus_per_job: int = 4
+    """CPU cores of a submitit job"""
+    memory_per_job: float = 32
+    """memory of a Slurm job in GB"""
+    hours_per_job: float = 24
+    """time limit of a submitit job; a cell cut off by it fails, and the same command continues it"""
+
+
+KEY = ("env_id", "script", "variant", "size", "num_expert_episodes", "seed")
+COLUMNS = {
+    "": ("script", "env_id", "variant", "size", "num_expert_episodes", "seed", "updates", "horizon", "games",
+         "return_mean", "standard_error", "expert_return", "random_return", "score", "best_validation",
+         "latent_distance", "latent_distance_expert_actions", "action_agreement", "wall_seconds", "threads",
+         "hardware", "torch", "commit", "command"),
+    "_metrics": (*KEY, "step", "seconds", "name", "value"),
+    "_episodes": (*KEY, "update", "game_seed", "return", "length"),
+}  # fmt: skip
+OWN = ("--env-id", "--num-expert-episodes", "--seed", "--run-dir", "--eval-only")  # options that the grid itself gives
+FREE = ("updates", "run_dir", "threads", "cuda", "cudagraphs", "log_every")  # other values do not make another result
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One run: what it is, its command without the interpreter, and its arguments as its script reads them."""
+
+    env_id: str
+    script: str
+    variant: str
+    size: str
+    num_expert_episodes: int
+    seed: int
+    run_dir: Path
+    command: tuple[str, ...]
+    arguments: dict
+
+
+# the grid
+
+
+def load_script(name: str):
+    """Import a script of the repository as a module; it is asked how it reads its arguments."""
+    path = ROOT / f"{name}.py"
+    if not path.exists():
+        sys.exit(f"--scripts {name}: there is no {name}.py beside ditto.py.")
+    if str(ROOT) not in sys.path:
+        sys.path.insert(0, str(ROOT))
+    spec = importlib.util.spec_from_file_location(f"grid_{name}", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "parse_args"):
+        sys.exit(f"--scripts {name}: {name}.py has other arguments than ditto.py, d_gail.py, d_bc.py and bc_pixels.py.")
+    return module
+
+
+def read_options(name: str, module, words: list[str]):
+    """Arguments that a script makes of these options; end with one sentence if it does not know them."""
+    given = {word.split("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+    if clash := sorted(given & set(OWN)):
+        sys.exit(f"{', '.join(clash)} in the options of {name}: the grid's own arguments set these.")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return module.parse_args(module.Args, module.SIZES, words)
+    except SystemExit as error:
+        why = error.code if isinstance(error.code, str) else f"`python {name}.py {shlex.join(words)}` says why"
+        sys.exit(f"{name}.py does not take the options {shlex.join(words)}: {why}")
+
+
+def named(texts: list[str], flag: str) -> dict[str, list[str]]:
+    """`name: options` as name and words."""
+    pairs = [text.partition(":") for text in texts]
+    for name, colon, _ in pairs:
+        if not colon or not re.fullmatch(r"[\w.]+", name):
+            sys.exit(f'{flag} "{name}": write "name: options", the name of letters, digits, _ and full stops.')
+    return {name: shlex.split(options) for name, _, options in pairs}
+
+
+def make_cells(args: Args) -> list[Cell]:
+    """The cells of the grid; seed by seed, so that the first seed of everything is there early."""
+    own, variants = named(args.script_options, "--script-options"), named(args.variants, "--variants")
+    if unknown := sorted(set(own) - set(args.scripts)):
+        sys.exit(f"--script-options names {', '.join(unknown)}, which --scripts does not.")
+    parsed = {}
+    for script in dict.fromkeys(args.scripts):
+        module = load_script(script)
+        for variant, more in variants.items():
+            words = [*shlex.split(args.options), *own.get(script, []), *more]
+            parsed[script, variant] = words, read_options(script, module, words)
+    cells = {}
+    for seed in args.seeds:
+        for env_id in args.env_ids:
+            for count in args.num_expert_episodes:
+                for (script, variant), (words, base) in parsed.items():
+                    label = script if variant == "default" else f"{script}-{variant}"
+                    run_dir = Path(args.out) / env_id / f"{label}-{base.size}-{count}-{seed}"
+                    # the size is always named: "auto" may mean something else on the machine that runs the cell
+                    size = [] if base.size in words or f"--size={base.size}" in words else ["--size", base.size]
+                    command = [f"{script}.py", "--env-id", env_id, "--num-expert-episodes", str(count), "--seed",
+                               str(seed), *words, *size, "--run-dir", str(run_dir)]  # fmt: skip
+                    full = dataclasses.replace(base, env_id=env_id, num_expert_episodes=count, seed=seed)
+                    arguments = json.loads(json.dumps(dataclasses.asdict(full)))
+                    cells[run_dir] = Cell(
+                        env_id, script, variant, base.size, count, seed, run_dir, tuple(command), arguments
+                    )
+    return list(cells.values())
+
+
+# Runs in a child process, once per environment and before its cells: cells that start together would all find the same
+# dataset or world model missing and would all write it into the same folder. The scripts' own functions look and make,
+# for the largest N^E that is wanted, so that the smaller ones find enough.
+PREPARE = """
+import importlib, json, sys
+for name, words in json.loads(sys.argv[1]):
+    script = importlib.import_module(name)
+    args = script.parse_args(script.Args, script.SIZES, words)
+    folder = script.expert_dataset(args)
+    if hasattr(script, "trained_world_model"):
+        script.trained_world_model(args, folder)
+"""
+
+
+def preparation(cells: list[Cell], out: str) -> Cell:
+    """The command that makes what the cells of one environment need, as a cell whose script is empty."""
+    needed = {}
+    for cell in sorted(cells, key=lambda cell: cell.num_expert_episodes):
+        paths = tuple(str(cell.arguments.get(name)) for name in ("data_dir", "world_model", "pretrained"))
+        needed[cell.size, cell.arguments.get("cuda"), *paths] = cell  # the largest N^E stays
+    stages = [(cell.script, cell.command[1:]) for cell in sorted(needed.values(), key=lambda c: -c.num_expert_episodes)]
+    env_id = cells[0].env_id
+    run_dir = Path(out) / env_id / "prepare"
+    return Cell(env_id, "", "", "", 0, 0, run_dir, ("-c", PREPARE, json.dumps(stages)), {})
+
+
+# what a run left
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file, or nothing if it is missing or cut off."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def finished(cell: Cell) -> bool:
+    """Whether the cell's last update was made and its final games were played, with these arguments."""
+    result = read_json(ROOT / cell.run_dir / "result.json")
+    old = {name: value for name, value in result.get("args", {}).items() if name not in FREE and name in cell.arguments}
+    return result.get("step", -1) >= cell.arguments["updates"] and all(cell.arguments[k] == v for k, v in old.items())
+
+
+def progress(cell: Cell) -> float:
+    """Share of the updates that the log shows."""
+    try:
+        step = int((ROOT / cell.run_dir / "metrics.csv").read_text().rstrip().rpartition("\n")[2].split(",")[0])
+        return min(1.0, step / cell.arguments["updates"])
+    except (OSError, ValueError, KeyError, ZeroDivisionError):
+        return 0.0
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Rows of a CSV with a header; none if there is no file."""
+    if not path.exists():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def number(value) -> str:
+    """A number with six digits; empty if there is none, or it is not finite."""
+    return "" if value is None or not abs(value) < float("inf") else f"{value:.6g}"
+
+
+def wall_seconds(log: list[dict[str, str]]) -> float:
+    """Seconds that the rows of a metrics.csv took, repeated and lost ones of an interrupted run included."""
+    total, before, at = 0.0, 0.0, {}  # at: the clock at each step
+    for row in log:
+        step, now = int(row["step"]), float(row["seconds"])
+        if now < before:  # the run was continued from its checkpoint, which set back the clock
+            before = next((at[earlier] for earlier in sorted(at, reverse=True) if earlier < step), 0.0)
+        total += now - before
+        before = at[step] = now
+    return total
+
+
+def collect(cell: Cell) -> dict[str, list[dict]]:
+    """Rows of a finished cell for the three files."""
+    folder, key = ROOT / cell.run_dir, {name: getattr(cell, name) for name in KEY}
+    result, about = read_json(folder / "result.json"), read_json(folder / "grid.json")
+    games, validations = read_rows(folder / "final_episodes.csv"), read_rows(folder / "episodes.csv")
+    # The scripts repeat the values of the last validation in every later row of the log, and a run that was interrupted
+    # has logged some steps twice: take the steps at which games were really played, and the last row of each.
+    steps = {row["update"] for row in validations} | {str(result["step"])}
+    log = read_rows(folder / "metrics.csv")
+    logged = {(row["step"], row["name"]): row for row in log}
+    kept = [row for (step, name), row in logged.items() if step in steps
+            and (name.startswith(("eval/", "expert/")) or name in ("imagine/reward", "losses/entropy"))]  # fmt: skip
+    last = {row["name"]: float(row["value"]) for row in kept if row["step"] == str(result["step"])}
+
+    def final(name: str) -> str:
+        return number(result.get(name, last.get(name)))
+
+    on_gpu = about.get("gpu") and result["args"].get("cuda", True) and "+cpu" not in about["torch"]
+    hardware = about.get("gpu" if on_gpu else "cpu", "unknown")
+    hardware += f", up to {about['jobs']} jobs at once" if about.get("jobs", 1) > 1 else ""  # the time depends on it
+    returns = result["returns"]
+    mean = sum(returns) / len(returns)
+    variance = sum((value - mean) ** 2 for value in returns) / (len(returns) - 1) if len(returns) > 1 else None
+    row = key | {
+        "updates": result["step"], "horizon": result["args"].get("horizon", ""), "games": len(returns),
+        "return_mean": final("eval/return_mean"),
+        "standard_error": "" if variance is None else number((variance / len(returns)) ** 0.5),
+        "expert_return": final("expert_return"), "random_return": final("random_return"),
+        "score": final("eval/return_vs_expert"), "best_validation": final("best_validation"),
+        "latent_distance": final("expert/latent_distance"),
+        "latent_distance_expert_actions": final("expert/latent_distance_expert_actions"),
+        "action_agreement": final("expert/action_agreement"), "wall_seconds": number(wall_seconds(log)),
+        "threads": result["args"].get("threads") or "default", "hardware": hardware,
+        "torch": about.get("torch", "unknown"), "commit": "+".join(about.get("commits", ["unknown"])),
+        "command": shlex.join(["python", *cell.command]),
+    }  # fmt: skip
+    return {
+        "": [row],
+        "_metrics": [key | row for row in kept],
+        "_episodes": [key | {"update": r["update"], "game_seed": r["seed"], "return": r["return"],
+                             "length": r["length"]} for r in games],
+    }  # fmt: skip
+
+
+# the three files
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Hold a lock on a folder, where the system has one: two grids may write the same file."""
+    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if handle is not None:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def results_file(results: str, end: str) -> Path:
+    """The CSV of the results, or its neighbour with another ending."""
+    path = ROOT / results
+    return path.with_name(f"{path.stem}{end}.csv")
+
+
+def check_files(results: str) -> None:
+    """End with one sentence if a file to be rewritten was not written by this script."""
+    for end, columns in COLUMNS.items():
+        path = results_file(results, end)
+        rows = read_rows(path)
+        if rows and tuple(rows[0]) != columns:
+            sys.exit(f"{path} has other columns than this script writes: name another file with --results.")
+
+
+def replace_rows(path: Path, columns: tuple[str, ...], key: dict, rows: list[dict]) -> None:
+    """Replace a cell's rows in a CSV and sort it; written under a temporary name and renamed, so never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    key = {name: str(value) for name, value in key.items()}
+    with locked(path.parent):
+        old = read_rows(path)
+        new = [row for row in old if {name: row[name] for name in KEY} != key] + rows
+        new.sort(key=lambda row: [int(row[k]) if k in ("num_expert_episodes", "seed") else row[k] for k in KEY])
+        new = [{name: str(row[name]) for name in columns} for row in new]
+        if new == old:
+            return
+        temporary = path.with_suffix(".tmp")
+        with open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(new)
+        os.replace(temporary, path)
+
+
+def record(cell: Cell, results: str) -> None:
+    """Bring the three files up to date with a finished cell."""
+    for end, rows in collect(cell).items():
+        replace_rows(results_file(results, end), COLUMNS[end], {name: getattr(cell, name) for name in KEY}, rows)
+
+
+# running
+
+
+def note_origin(root: Path, run_dir: Path, jobs: int) -> None:
+    """Write commit, hardware and version to grid.json in the run's folder, where and when the run starts."""
+
+    def output(*command: str) -> str:
+        if not shutil.which(command[0]):
+            return ""
+        return subprocess.run(command, cwd=root, capture_output=True, text=True).stdout.strip()
+
+    # only Python files count as modified: the results that this script rewrites are under version control too
+    commit = output("git", "rev-parse", "--short", "HEAD") or "unknown"
+    commit += " modified" if output("git", "status", "--porcelain", "-uno", "--", "*.py") else ""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpu = "" if visible == "" else output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0]
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
+    try:
+        old = json.loads((root / run_dir / "grid.json").read_text())
+    except (OSError, ValueError):
+        old = {}
+    commits = list(dict.fromkeys([*old.get("commits", []), commit]))  # more than one: it was continued with other code
+    about = {"commits": commits, "torch": importlib.metadata.version("torch"), "gpu": gpu, "jobs": jobs,
+             "cpu": f"{os.cpu_count()} cores {(names or [platform.machine()])[0].strip()}"}  # fmt: skip
+    (root / run_dir).mkdir(parents=True, exist_ok=True)
+    (root / run_dir / "grid.json").write_text(json.dumps(about, indent=1))
+
+
+def start_process(root: Path, run_dir: Path, command: list[str], gpu: int | None = None) -> subprocess.Popen:
+    """Start a command in its own process group; what it prints is added to console.log in the run's folder."""
+    (root / run_dir).mkdir(parents=True, exist_ok=True)
+    env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    with open(root / run_dir / "console.log", "ab") as log:
+        return subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                env=env, start_new_session=True)  # fmt: skip
+
+
+def stop_processes(processes: list[subprocess.Popen], patience: float = 10.0) -> None:
+    """End processes and what they started themselves: ask, wait, then kill."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, sign)  # the group outlives its first process if a stage is still running
+        until = time.time() + patience
+        while time.time() < until and any(process.poll() is None for process in processes):
+            time.sleep(0.05)
+
+
+def run_in_job(root: Path, run_dir: Path, command: list[str], jobs: int, note: bool) -> int:
+    """What a submitit job does: note where it runs, run the command, leave no process behind."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # cancelling sends it; a shell may have had it ignored
+    if note:
+        note_origin(root, run_dir, jobs)
+    process = start_process(root, run_dir, command)
+    try:
+        return process.wait()
+    finally:
+        stop_processes([process])
+
+
+class LocalJobs:
+    """Cells as child processes of this one."""
+
+    def __init__(self, args: Args):
+        self.args, self.slots = args, {}
+
+    def start(self, cell: Cell) -> subprocess.Popen:
+        """Start a cell."""
+        if cell.script:
+            note_origin(ROOT, cell.run_dir, self.args.jobs)
+        slot = min(set(range(self.args.jobs)) - set(self.slots.values()))
+        gpu = self.args.gpus[slot % len(self.args.gpus)] if self.args.gpus else None
+        process = start_process(ROOT, cell.run_dir, [sys.executable, *cell.command], gpu)
+        self.slots[process] = slot
+        return process
+
+    def poll(self, process: subprocess.Popen) -> int | None:
+        """Exit status, or None while it runs."""
+        code = process.poll()
+        if code is not None:
+            self.slots.pop(process, None)
+        return code
+
+    def stop(self) -> None:
+        """End every job."""
+        stop_processes(list(self.slots))
+
+
+class SubmititJobs:
+    """Cells as jobs of submitit: on a Slurm cluster whose nodes see this repository, or on this machine."""
+
+    def __init__(self, args: Args):
+        try:
+            import submitit
+        except ImportError:
+            sys.exit("--launcher submitit needs the package submitit: pip install submitit, or leave it out.")
+        self.args, self.jobs = args, []
+        folder = ROOT / args.out / "submitit" / "%j"
+        try:
+            self.executor = submitit.AutoExecutor(folder=str(folder), cluster=args.cluster)
+        except RuntimeError as error:
+            sys.exit(f"--cluster {args.cluster} cannot be used here ({error}).")
+        slurm = {"slurm_partition": args.slurm_partition, "slurm_account": args.slurm_account}
+        slurm = {name: value for name, value in slurm.items() if value}
+        if args.cluster == "slurm":
+            slurm["mem_gb"] = args.memory_per_job
+        self.executor.update_parameters(name="grid", timeout_min=max(1, int(60 * args.hours_per_job)),
+                                        cpus_per_task=args.cpus_per_job, gpus_per_node=args.gpus_per_job,
+                                        **slurm)  # fmt: skip
+
+    def start(self, cell: Cell):
+        """Submit a cell."""
+        command, jobs = [sys.executable, *cell.command], self.args.jobs if self.args.cluster == "local" else 1
+        self.jobs.append(self.executor.submit(run_in_job, ROOT, cell.run_dir, command, jobs, bool(cell.script)))
+        return self.jobs[-1]
+
+    def poll(self, job) -> int | None:
+        """Exit status, or None while it waits or runs; 1 if the job itself failed or was cut off."""
+        if not job.done():
+            return None
+        return 1 if job.exception() is not None else job.result()
+
+    def stop(self) -> None:
+        """Cancel every job and wait until it is gone."""
+        jobs = [job for job in self.jobs if not job.done()]
+        for job in jobs:
+            job.cancel()
+        until = time.time() + 30
+        while time.time() < until and not all(job.done() for job in jobs):
+            time.sleep(0.2)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+
+
+def seconds_left(waiting: list[Cell], running: dict, spent: dict[str, list[float]], jobs: int) -> float | None:
+    """Time left from the speed of each script so far; None while nothing is known."""
+    speed = {script: list(values) for script, values in spent.items()}  # seconds of a whole cell
+    for cell, began, share in running.values():
+        done = progress(cell) - share
+        if done > 0.02:
+            speed.setdefault(cell.script, []).append((time.time() - began) / done)
+    if not speed:
+        return None
+    mean = {script: sum(values) / len(values) for script, values in speed.items()}
+    default = sum(mean.values()) / len(mean)
+    cells = [(cell, progress(cell)) for cell in [*waiting, *(cell for cell, *_ in running.values())] if cell.script]
+    return sum(mean.get(cell.script, default) * (1 - share) for cell, share in cells) / min(jobs, max(len(cells), 1))
+
+
+def last_line(path: Path) -> str:
+    """Last line of a log that says something."""
+    lines = re.split(r"[\r\n]+", path.read_text(errors="replace").strip()) if path.exists() else [""]
+    return lines[-1].strip()
+
+
+def run(cells: list[Cell], prepared: set[str], launcher, args: Args, total: int) -> dict[Path, str]:
+    """Run cells, at most `jobs` at once, each after its environment's preparation; the logs of those that failed."""
+    waiting, running, failed, spent = list(cells), {}, {}, {}
+    began, shown, interval = time.time(), 0.0, 5.0 if sys.stdout.isatty() else 60.0
+    done = total - sum(bool(cell.script) for cell in cells)
+    try:
+        while waiting or running:
+            for cell in [cell for cell in waiting if not cell.script or cell.env_id in prepared]:
+                if len(running) < args.jobs:
+                    waiting.remove(cell)
+                    running[launcher.start(cell)] = cell, time.time(), progress(cell)
+            changed = False
+            for handle, (cell, start, share) in list(running.items()):
+                code = launcher.poll(handle)
+                if code is None:
+                    continue
+                del running[handle]
+                changed, log = True, cell.run_dir / "console.log"
+                if not cell.script and code == 0:
+                    prepared.add(cell.env_id)
+                elif not cell.script:
+                    lost = [other for other in waiting if other.env_id == cell.env_id]
+                    waiting = [other for other in waiting if other.env_id != cell.env_id]
+                    failed |= {other.run_dir: log for other in lost}
+                    print(f"\npreparing {cell.env_id} failed, see {log}: {last_line(ROOT / log)}", flush=True)
+                elif code == 0 and finished(cell):
+                    record(cell, args.results)
+                    done += 1
+                    spent.setdefault(cell.script, []).append((time.time() - start) / max(1 - share, 0.05))
+                    score = read_json(ROOT / cell.run_dir / "result.json").get("eval/return_vs_expert", float("nan"))
+                    print(f"\nfinished {cell.run_dir}: score {score:.2f}, {clock(time.time() - start)}", flush=True)
+                else:
+                    failed[cell.run_dir] = log
+                    print(f"\nfailed {cell.run_dir}, status {code}, see {log}: {last_line(ROOT / log)}", flush=True)
+            if changed or time.time() - shown > interval:
+                shown, left = time.time(), seconds_left(waiting, running, spent, args.jobs)
+                print(f"\rcells {done}/{total} done, {len(failed)} failed, {len(running)} running, "
+                      f"{total - done - len(failed)} left, {clock(time.time() - began)} passed, "
+                      f"{'?' if left is None else clock(left)} left", end="" if sys.stdout.isatty() else "\n",
+                      flush=True)  # fmt: skip
+            time.sleep(0.1)
+    finally:  # also after Ctrl-C: nothing that was started here goes on, and a second Ctrl-C does not hinder that
+        if running:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        launcher.stop()
+    return failed
+
+
+def main(args: Args) -> dict:
+    if args.jobs < 1 or not all((args.env_ids, args.scripts, args.num_expert_episodes, args.seeds, args.variants)):
+        sys.exit("The grid is empty: give at least one environment, script, N^E, seed, variant and job.")
+    check_files(args.results)
+    cells = make_cells(args)
+    ready = [cell for cell in cells if finished(cell)]
+    left = [cell for cell in cells if cell not in ready]
+    if args.dry_run:
+        for cell in cells:
+            print(shlex.join(["python", *cell.command]) + ("  # finished" if cell in ready else ""))
+        return {"cells": len(cells), "finished": len(ready), "failed": []}
+    for cell in ready:  # the files may be older than the runs, or deleted
+        record(cell, args.results)
+    print(f"{len(cells)} cells, {len(ready)} finished before", flush=True)
+    env_ids = dict.fromkeys(cell.env_id for cell in left)
+    groups = [[cell for cell in left if cell.env_id == env_id] for env_id in env_ids]
+    first = [preparation(group, args.out) for group in groups] if args.prepare else []
+    prepared = set() if args.prepare else set(env_ids)
+    launcher = (SubmititJobs if args.launcher == "submitit" else LocalJobs)(args) if left else None
+    failed = run([*first, *left], prepared, launcher, args, len(cells)) if left else {}
+    if failed:
+        names = ", ".join(f"{run_dir} ({log})" for run_dir, log in failed.items())
+        sys.exit(
+            f"\n{len(failed)} of {len(cells)} cells failed (their logs in brackets), the others are finished: {names}"
+        )
+    print(f"\n{len(cells)} cells are finished: {args.results}")
+    return {"cells": len(cells), "finished": len(cells), "failed": []}
+
+
+def join_options(words: list[str]) -> list[str]:
+    """`--options "--updates 5"` as `--options=--updates 5`: the parser takes a value with dashes for a flag."""
+    words = list(words)
+    for k in range(len(words) - 1, 0, -1):
+        if words[k - 1] == "--options" and words[k].startswith("-"):
+            words[k - 1 : k + 1] = [f"--options={words[k]}"]
+    return words
+
+
+def interrupt(*_) -> None:
+    """A signal that ends this process, as Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    for signal_name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, signal_name) and signal.getsignal(getattr(signal, signal_name)) is not signal.SIG_IGN:
+            signal.signal(getattr(signal, signal_name), interrupt)
+    try:
+        main(tyro.cli(Args, args=join_options(sys.argv[1:])))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command continues the cells that are left.")

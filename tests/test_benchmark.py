@@ -1,0 +1,431 @@
+"""benchmark/run_grid.py on a script that pretends to train, and the statistics and figures of benchmark/plot.py."""
+
+import csv
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmark"))
+import plot  # noqa: E402
+import run_grid  # noqa: E402
+
+# Writes what ditto.py writes, in no time: four updates, a validation after the second, returns that tell the seed.
+# Files in the working directory make it fail or hang: crash (every cell, after the second update), fail_<seed>, hang.
+STUB = """
+import argparse, dataclasses, json, os, subprocess, sys, time
+from pathlib import Path
+
+
+@dataclasses.dataclass
+class Args:
+    env_id: str = "Env-v0"
+    size: str = "auto"
+    run_dir: str = ""
+    seed: int = 1
+    num_expert_episodes: int = 30
+    updates: int = 4
+    horizon: int = 15
+    threads: int = 0
+
+
+SIZES = {"small": {}}
+
+
+def parse_args(cls, sizes, argv):
+    parser = argparse.ArgumentParser()
+    for field in dataclasses.fields(cls):
+        parser.add_argument("--" + field.name.replace("_", "-"), type=field.type, default=field.default)
+    return dataclasses.replace(cls(**vars(parser.parse_args(argv))), size="small")
+
+
+def expert_dataset(args):
+    if Path("no_data").exists():
+        sys.exit("No data.")
+    with open("prepared.txt", "a") as out:
+        out.write(f"{args.env_id} {args.num_expert_episodes}\\n")
+
+
+if __name__ == "__main__":
+    args = parse_args(Args, SIZES, sys.argv[1:])
+    folder = Path(args.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    step = int((folder / "checkpoint").read_text()) if (folder / "checkpoint").exists() else 0
+    print(f"from update {step}", flush=True)
+    if Path("hang").exists():
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+        time.sleep(60)
+    while step < args.updates:
+        step += 1
+        with open(folder / "metrics.csv", "a") as out:
+            out.write("" if out.tell() else "step,seconds,name,value\\n")
+            out.write(f"{step},{step},losses/entropy,{step}\\n{step},{step},losses/policy,9\\n")
+            if step >= 2:  # from here on every row repeats the last validation, as the real scripts do
+                out.write(f"{step},{step},eval/return_mean,5\\n{step},{step},expert/latent_distance,0.{10 - step}\\n")
+        if step == 2:
+            (folder / "episodes.csv").write_text("update,seed,return,length\\n2,20000,5,7\\n")
+            (folder / "checkpoint").write_text("2")
+        if step == 3 and Path("crash").exists() or Path(f"fail_{args.seed}").exists():
+            sys.exit("The stub was told to fail.")
+    returns = [10.0 * args.seed, 10.0 * args.seed + 4]
+    with open(folder / "metrics.csv", "a") as out:
+        out.write(f"{step},{step + 0.5},eval/return_mean,{returns[0] + 2}\\n")
+    lines = [f"{step},{1000 + i},{value},7\\n" for i, value in enumerate(returns)]
+    (folder / "final_episodes.csv").write_text("update,seed,return,length\\n" + "".join(lines))
+    result = {"eval/return_mean": returns[0] + 2, "eval/return_vs_expert": 0.5, "expert_return": 30.0,
+              "random_return": 0.0, "best_validation": float("-inf"), "step": step, "returns": returns,
+              "args": dataclasses.asdict(args)}
+    (folder / "result.json").write_text(json.dumps(result))
+"""
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A folder with two such scripts in place of the repository."""
+    for name in ("stub", "other"):
+        (tmp_path / f"{name}.py").write_text(STUB)
+    monkeypatch.setattr(run_grid, "ROOT", tmp_path)
+    return tmp_path
+
+
+def grid(**options) -> dict:
+    """Run a small grid."""
+    options = dict(env_ids=["Env-v0"], scripts=["stub"], seeds=[1, 2], num_expert_episodes=[4]) | options
+    return run_grid.main(run_grid.Args(**options))
+
+
+def rows(repository: Path, end: str = "") -> list[dict[str, str]]:
+    """Rows of one of the three files."""
+    with open(repository / f"benchmark/results/grid{end}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def log(repository: Path, name: str) -> str:
+    """What a cell printed."""
+    return (repository / f"runs/grid/Env-v0/{name}/console.log").read_text()
+
+
+# the grid
+
+
+def test_cells_have_own_folders_and_commands(repository):
+    args = run_grid.Args(env_ids=["A-v0", "B-v0"], scripts=["stub", "other"], num_expert_episodes=[4, 8], seeds=[1, 2],
+                         variants=["default:", "h3: --horizon 3"], options="--threads 1",
+                         script_options=["other: --horizon 7"])  # fmt: skip
+    cells = run_grid.make_cells(args)
+    assert len({cell.run_dir for cell in cells}) == len(cells) == 32
+    first, last = " ".join(cells[0].command), " ".join(cells[-1].command)
+    assert first == ("stub.py --env-id A-v0 --num-expert-episodes 4 --seed 1 --threads 1 --size small "
+                     "--run-dir runs/grid/A-v0/stub-small-4-1")  # fmt: skip
+    assert last == ("other.py --env-id B-v0 --num-expert-episodes 8 --seed 2 --threads 1 --horizon 7 --horizon 3 "
+                    "--size small --run-dir runs/grid/B-v0/other-h3-small-8-2")  # fmt: skip
+    assert cells[-1].arguments["horizon"] == 3 and cells[-1].arguments["seed"] == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(options="--speed 3"), "does not take the options --speed 3"),
+        (dict(options="--seed=3"), "--seed in the options"),
+        (dict(scripts=["nothing"]), "there is no nothing.py"),
+        (dict(variants=["h3"]), 'write "name: options"'),
+        (dict(script_options=["other: --horizon 3"]), "names other"),
+        (dict(seeds=[]), "The grid is empty"),
+    ],
+)
+def test_bad_grids_end_with_a_sentence_before_anything_runs(repository, options, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        grid(**options)
+    assert not (repository / "runs").exists()
+
+
+def test_rows_of_the_three_files(repository):
+    assert grid(jobs=2, variants=["default:", "h3: --horizon 3"])["finished"] == 4
+    table = rows(repository)
+    assert [(row["variant"], row["seed"], row["horizon"]) for row in table] == [
+        ("default", "1", "15"), ("default", "2", "15"), ("h3", "1", "3"), ("h3", "2", "3")]  # fmt: skip
+    row = table[1]
+    assert row["return_mean"] == "22" and row["standard_error"] == "2" and row["games"] == "2"  # of 20 and 24
+    assert row["expert_return"] == "30" and row["score"] == "0.5" and row["updates"] == "4"
+    assert row["best_validation"] == "" and row["action_agreement"] == ""  # there is none
+    assert row["latent_distance"] == "0.6"  # not in result.json, but in the last row of the log
+    assert row["wall_seconds"] == "4.5" and row["threads"] == "default" and row["commit"] and row["torch"]
+    assert re.search(r"^\d+ cores .+, up to 2 jobs at once$", row["hardware"]) or "+cpu" not in row["torch"]
+    assert row["command"] == ("python stub.py --env-id Env-v0 --num-expert-episodes 4 --seed 2 --size small "
+                              "--run-dir runs/grid/Env-v0/stub-small-4-2")  # fmt: skip
+    points = [(r["step"], r["name"], r["value"]) for r in rows(repository, "_metrics")
+              if (r["variant"], r["seed"]) == ("default", "2")]  # fmt: skip
+    assert sorted(points) == [("2", "eval/return_mean", "5"), ("2", "expert/latent_distance", "0.8"),
+                              ("2", "losses/entropy", "2"), ("4", "eval/return_mean", "22.0"),
+                              ("4", "expert/latent_distance", "0.6"), ("4", "losses/entropy", "4")]  # fmt: skip
+    games = [r for r in rows(repository, "_episodes") if (r["variant"], r["seed"]) == ("h3", "1")]
+    assert [(r["game_seed"], r["return"], r["length"]) for r in games] == [("1000", "10.0", "7"), ("1001", "14.0", "7")]
+    for end in ("", "_metrics", "_episodes"):
+        assert tuple(rows(repository, end)[0]) == run_grid.COLUMNS[end]
+
+
+def test_finished_cells_are_skipped_until_the_command_asks_for_more(repository, capsys):
+    grid(seeds=[1])
+    before = log(repository, "stub-small-4-1")
+    (repository / "benchmark/results/grid.csv").unlink()
+    grid()
+    assert "2 cells, 1 finished before" in capsys.readouterr().out
+    assert log(repository, "stub-small-4-1") == before and len(rows(repository)) == 2  # its lost row is back
+    grid(seeds=[1], options="--threads 3")  # another result is not to be expected
+    assert log(repository, "stub-small-4-1") == before
+    grid(seeds=[1], options="--updates 6")
+    assert log(repository, "stub-small-4-1") != before
+    assert [row["updates"] for row in rows(repository)] == ["6", "4"]
+
+
+def test_an_interrupted_cell_is_continued(repository):
+    (repository / "crash").touch()
+    with pytest.raises(SystemExit):
+        grid(seeds=[1])
+    assert not (repository / "benchmark/results/grid.csv").exists()
+    (repository / "crash").unlink()
+    grid(seeds=[1])
+    assert re.findall(r"from update (\d)", log(repository, "stub-small-4-1")) == ["0", "2"]
+    steps = [(row["step"], row["name"]) for row in rows(repository, "_metrics")]
+    assert len(steps) == len(set(steps))  # step 3 was logged twice
+
+
+def test_a_failed_cell_is_named_and_does_not_stop_the_others(repository, capsys):
+    (repository / "fail_1").touch()
+    with pytest.raises(SystemExit) as error:
+        grid(scripts=["stub", "other"], jobs=1)
+    message = str(error.value)
+    assert "2 of 4 cells failed" in message
+    for name in ("stub-small-4-1", "other-small-4-1"):
+        assert f"runs/grid/Env-v0/{name} (runs/grid/Env-v0/{name}/console.log)" in message
+    assert "small-4-2" not in message and [row["seed"] for row in rows(repository)] == ["2", "2"]
+    assert "The stub was told to fail." in capsys.readouterr().out
+
+
+def test_data_are_prepared_once_per_environment_for_the_largest_number(repository):
+    grid(env_ids=["A-v0", "B-v0"], scripts=["stub", "other"], num_expert_episodes=[4, 15, 8], seeds=[1], jobs=3)
+    assert sorted((repository / "prepared.txt").read_text().splitlines()) == ["A-v0 15", "B-v0 15"]
+    grid(env_ids=["A-v0"], seeds=[1])  # finished: nothing to prepare
+    assert len((repository / "prepared.txt").read_text().splitlines()) == 2
+
+
+def test_failed_preparation_names_the_cells_it_costs(repository):
+    (repository / "no_data").touch()
+    with pytest.raises(SystemExit, match="2 of 2 cells failed.*runs/grid/Env-v0/prepare/console.log"):
+        grid()
+
+
+def alive(pid: str) -> bool:
+    """Whether a process exists and is no zombie."""
+    state = subprocess.run(["ps", "-o", "stat=", "-p", pid], capture_output=True, text=True).stdout.strip()
+    return bool(state) and not state.startswith("Z")
+
+
+def test_ctrl_c_leaves_no_process_behind(repository):
+    (repository / "hang").touch()
+    code = (f"import pathlib, signal, sys; sys.path.insert(0, {str(ROOT / 'benchmark')!r}); import run_grid\n"
+            f"run_grid.ROOT = pathlib.Path({str(repository)!r})\n"
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+            "run_grid.main(run_grid.Args(env_ids=['Env-v0'], scripts=['stub'], seeds=[1, 2], jobs=2))")  # fmt: skip
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    files = [repository / f"runs/grid/Env-v0/stub-small-30-{seed}/pids" for seed in (1, 2)]
+    until = time.time() + 60
+    while time.time() < until and not all(file.exists() and len(file.read_text().split()) == 2 for file in files):
+        time.sleep(0.1)
+    pids = [pid for file in files for pid in file.read_text().split()]
+    assert len(pids) == 4 and all(map(alive, pids))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) != 0
+    assert not any(map(alive, pids))
+
+
+def test_dry_run_prints_the_commands_and_runs_nothing(repository, capsys):
+    grid(dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 and all(line.startswith("python stub.py --env-id Env-v0") for line in lines)
+    assert not (repository / "runs").exists()
+
+
+def test_options_may_follow_without_an_equals_sign():
+    words = ["--seeds", "1", "--options", "--updates 5", "--jobs", "1", "--options"]
+    assert run_grid.join_options(words) == ["--seeds", "1", "--options=--updates 5", "--jobs", "1", "--options"]
+
+
+def test_submitit_is_asked_for_in_one_sentence(repository, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(SystemExit, match="pip install submitit"):
+        grid(launcher="submitit")
+
+
+def test_submitit_on_this_machine(repository, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "benchmark"))  # its jobs import what they were given
+    (repository / "fail_2").touch()
+    with pytest.raises(SystemExit, match="1 of 2 cells failed.*stub-small-4-2"):
+        grid(launcher="submitit", cluster="local", gpus_per_job=0, jobs=2)
+    assert [row["seed"] for row in rows(repository)] == ["1"]
+
+
+# the files
+
+
+def test_time_of_a_continued_run_by_hand():
+    clock = [(5, 1), (10, 2), (15, 90), (15, 3), (20, 4), (20, 40)]  # checkpoint at step 10, interrupted after step 15
+    assert run_grid.wall_seconds([{"step": str(s), "seconds": str(t)} for s, t in clock]) == 90 + (40 - 2)
+    assert run_grid.wall_seconds([]) == 0
+
+
+def test_rows_are_replaced_and_a_crash_leaves_the_old_file(tmp_path, monkeypatch):
+    file, columns = tmp_path / "grid_metrics.csv", run_grid.COLUMNS["_metrics"]
+    key = dict(env_id="E", script="s", variant="default", size="small", num_expert_episodes=8, seed=2)
+
+    def put(value, **changes) -> None:
+        mine = key | changes
+        run_grid.replace_rows(file, columns, mine, [mine | dict(step=1, seconds=0, name="n", value=value)])
+
+    put("a"), put("b", num_expert_episodes=30), put("c", num_expert_episodes=4), put("d")
+    table = run_grid.read_rows(file)
+    assert [(r["num_expert_episodes"], r["value"]) for r in table] == [("4", "c"), ("8", "d"), ("30", "b")]
+    before = file.read_text()
+
+    def crash(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError):
+        put("e")
+    assert file.read_text() == before
+
+
+def test_a_foreign_file_is_not_overwritten(repository):
+    (repository / "results.csv").write_text("script,score\nditto.py,0.87\n")
+    with pytest.raises(SystemExit, match="other columns"):
+        grid(results="results.csv")
+    assert (repository / "results.csv").read_text() == "script,score\nditto.py,0.87\n"
+
+
+# statistics
+
+
+def test_interquartile_mean_by_hand():
+    assert plot.interquartile_mean([100, 1, 7, 3, 0, 5, 6, 2]) == 4  # of 2 3 5 6
+    assert plot.interquartile_mean([9, 1, 2]) == 4  # a quarter of three is less than one value
+    assert plot.interquartile_mean([[0, 1, 3, 9], [4, 4, 4, 4]]).tolist() == [2, 4]
+
+
+def test_correlations_by_hand():
+    assert plot.pearson([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
+    assert plot.pearson([1, 2, 3], [6, 4, 2]) == pytest.approx(-1)
+    assert plot.ranks(np.array([5.0, 1, 5, 9])).tolist() == [2.5, 1, 2.5, 4]
+    assert plot.spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
+    assert plot.pearson([1, 2, 3, 4], [1, 8, 27, 64]) < 0.96
+    assert plot.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+    assert np.isnan(plot.pearson([1, 2], [1, 2])) and np.isnan(plot.pearson([1, 1, 1], [1, 2, 3]))
+
+
+def test_standard_error_by_hand():
+    assert plot.standard_error([1, 3]) == pytest.approx(1) and np.isnan(plot.standard_error([1]))
+
+
+def test_bootstrap_interval():
+    constant = [[np.full(20, 0.7)] * 3, [np.full(20, 0.7)] * 3]
+    assert plot.bootstrap(constant, plot.interquartile_mean, 200) == pytest.approx((0.7, 0.7))
+    two = [[np.zeros(20), np.ones(20)]]  # seeds are drawn as a whole: both, or one of them twice
+    assert plot.bootstrap(two, lambda values: values.mean(-1), 200) == (0, 1)
+    strata = [[np.zeros(5)], [np.ones(5)]]  # environments are not
+    assert plot.bootstrap(strata, lambda values: values.mean(-1), 200) == (0.5, 0.5)
+    games = np.random.default_rng(1).normal(0.5, 0.2, (5, 20))
+    low, high = plot.bootstrap([list(games)], plot.interquartile_mean, 500)
+    assert low < plot.interquartile_mean(games.ravel()) < high
+    unequal = [[np.zeros(3), np.zeros(7)]]  # seeds may have unequal numbers of games
+    assert plot.bootstrap(unequal, plot.interquartile_mean, 50) == (0, 0)
+
+
+# table and figures
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Files of a grid of such scripts; ditto with two numbers of episodes, d_bc with one."""
+    folder = tmp_path_factory.mktemp("results")
+    for name in ("ditto", "d_bc"):
+        (folder / f"{name}.py").write_text(STUB)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_grid, "ROOT", folder)
+        grid(scripts=["ditto"], seeds=[1, 2, 3], jobs=3, prepare=False)
+        grid(scripts=["ditto"], num_expert_episodes=[8], seeds=[1], prepare=False)
+        grid(scripts=["ditto"], seeds=[1], variants=["h3: --horizon 3"], prepare=False)
+        grid(scripts=["d_bc"], seeds=[1], prepare=False)
+    return str(folder / "benchmark/results/grid.csv")
+
+
+def test_table_has_means_and_says_what_is_missing(results, capsys):
+    lines = plot.main(plot.Args(figure="table", csv=results, draws=50))["table"].splitlines()
+    cells = {tuple(line.split(" | ")[1:3]): line for line in lines[2:6]}
+    # returns 10 14, 20 24, 30 34 between random 0 and expert 30: the middle four of six are 14 20 24 30
+    assert "| 3 | 6 | 22.0 | 30.0 | 0.0 | 0.50 | 0.00 | 0.73 |" in cells["4", "DITTO"]
+    assert "| 1 * | 2 | 12.0 |" in cells["4", "D-BC"] and "| one seed |" in cells["4", "D-BC"]
+    assert "not run" in cells["8", "D-BC"] and "Fewer than three seeds" in lines[-1]
+    assert len({line.count("|") for line in lines[:6]}) == 1
+
+
+def test_figures_are_written(results, tmp_path):
+    pytest.importorskip("matplotlib")
+    common = dict(csv=results, num_expert_episodes=4)
+    for figure in ("training", "episodes", "horizon", "variants"):
+        out = tmp_path / "pictures" / f"{figure}.png"
+        report = plot.main(plot.Args(figure=figure, out=str(out), **common))
+        assert out.stat().st_size > 5000
+        if figure == "training":  # latent distance 0.8 with return 5, 0.6 with returns 12, 22, 32 and 12 (D-BC)
+            r, rho, count = report["correlations"]["Env-v0"]["expert/latent_distance"]
+            x, y = [0.8] * 4 + [0.6] * 4, [5] * 4 + [12, 22, 32, 12]
+            assert count == 8 and r == pytest.approx(np.corrcoef(x, y)[0, 1]) and -1 <= rho < 0
+        if figure == "horizon":
+            assert report["points"]["Env-v0", "ditto"][0].tolist() == [3, 15]
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (dict(figure="training"), "choose one with --num-expert-episodes"),
+        (dict(figure="episodes", env_ids=["Other-v0"]), "run the grid for them first"),
+        (dict(figure="variants", num_expert_episodes=99), "No run with N^E = 99"),
+        (dict(figure="table", csv="missing.csv"), "There is no missing.csv"),
+        (dict(figure="run", csv="missing.csv"), "There is no missing.csv"),
+    ],
+)
+def test_plot_ends_with_a_sentence(results, options, message):
+    with pytest.raises(SystemExit, match=re.escape(message)):
+        plot.main(plot.Args(**{"csv": results} | options))
+
+
+# commands
+
+
+def commands(text: str) -> list[list[str]]:
+    """Words of the commands in a text that run a script of benchmark/."""
+    lines = (re.split(r"\s{2,}\(", line.strip())[0] for line in text.splitlines())
+    return [shlex.split(line)[1:] for line in lines if line.startswith("python benchmark/")]
+
+
+@pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh"])
+def test_commands_parse(name):
+    found = commands((ROOT / "benchmark" / name).read_text())
+    assert len(found) >= 3
+    for script, *words in found:
+        if script == "benchmark/plot.py":
+            args = tyro.cli(plot.Args, args=words)
+            assert args.size in ("", "small", "paper")
+        else:
+            args = tyro.cli(run_grid.Args, args=run_grid.join_options(words))
+            assert run_grid.make_cells(args)  # so every script takes the options of its cells
