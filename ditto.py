@@ -122,7 +122,7 @@ class Args:
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
 
 
-SMALL = dict(layers=2, units=128, batch_size=256, updates=5000, learning_rate=5e-4, entropy=0.01, eval_every=500)
+SMALL = dict(layers=2, units=128, batch_size=512, horizon=5, updates=5000, learning_rate=5e-4, eval_every=500)
 SIZES = {
     "paper": {},
     "small": SMALL,
