@@ -90,6 +90,8 @@ class Args:
     """width of each"""
     learning_rate: float = 3e-4
     """Adam's step size"""
+    anneal: bool = False
+    """lower the step size linearly to a tenth over the run"""
     entropy: float = 0.1
     """eta_BC of Eq. 9"""
     # evaluation
@@ -111,7 +113,7 @@ class Args:
 
 
 SMALL = dict(depth=8, pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, layers=2, units=128, batch_size=256,
-             updates=5000, learning_rate=5e-4, eval_every=500)  # fmt: skip
+             updates=5000, learning_rate=5e-4, anneal=True, eval_every=500)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -679,6 +681,10 @@ def main(args: Args) -> dict:
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
     for _ in range(extra):
+        if args.anneal:
+            for group in optimizer.param_groups:
+                rate = args.learning_rate * (1 - 0.9 * step / args.updates)
+                group["lr"] = rate
         metrics = update(frames.draw(args.batch_size, rng))
         step += 1
         fresh = {}  # what this row of the log will hold

@@ -82,6 +82,8 @@ class Args:
     """width of each"""
     learning_rate: float = 3e-4
     """Adam's step size"""
+    anneal: bool = False
+    """lower the step size linearly to a tenth over the run"""
     entropy: float = 0.1
     """eta_BC of Eq. 9"""
     # evaluation
@@ -104,7 +106,9 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
 
 
-SMALL = dict(layers=2, units=128, batch_size=512, horizon=5, updates=5000, learning_rate=5e-4, eval_every=500)
+SMALL = dict(
+    layers=2, units=128, batch_size=512, horizon=5, updates=5000, learning_rate=5e-4, anneal=True, eval_every=500
+)
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -590,10 +594,16 @@ def main(args: Args) -> dict:
     if args.cudagraphs and device.type != "cuda":
         sys.exit("--cudagraphs needs a GPU: leave it out.")
     if args.cudagraphs and not args.eval_only:
+        for group in optimizer.param_groups:
+            group["lr"] = torch.tensor(args.learning_rate, device=device)  # a plain number would be recorded for good
         update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
     for _ in range(extra):
+        if args.anneal:
+            for group in optimizer.param_groups:
+                rate = args.learning_rate * (1 - 0.9 * step / args.updates)
+                group["lr"] = group["lr"].fill_(rate) if args.cudagraphs else rate
         metrics = update(windows.draw(args.batch_size, rng))
         step += 1
         fresh = {}  # what this row of the log will hold
