@@ -598,6 +598,7 @@ def main(args: Args) -> dict:
         free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs")
         old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
         other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        other += [saved["script"] + ".py"] if saved.get("script", script) != script else []
         if saved.get("world_model") != fingerprint or other:
             reason = "with " + ", ".join(other) if other else "on another world model"
             sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
@@ -682,7 +683,7 @@ def main(args: Args) -> dict:
                 best = max(best, fresh["eval/return_mean"])
             elapsed = seconds + time.time() - began
             save(file, {name: part.state_dict() for name, part in parts.items()}
-                 | {"step": step, "seconds": elapsed, "best": best, "rng": rng.get_state(),
+                 | {"step": step, "seconds": elapsed, "best": best, "script": script, "rng": rng.get_state(),
                         "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
                         "layers": (args.layers, args.units),
                         "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
@@ -718,17 +719,18 @@ def main(args: Args) -> dict:
     if not args.eval_only:
         log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
     report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
-    report |= {"best_validation": best, "step": step}
+    report |= {"best_validation": best if np.isfinite(best) else None, "step": step}
     save_clip(run_dir / "agent.gif", clip)
     everything = report | {"data": str(folder), "world_model": str(checkpoint), "size": args.size, "args": vars(args)}
     everything["returns"] = returns.tolist()
-    (run_dir / "result.json").write_text(json.dumps(everything, indent=1))
+    strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
+    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
     print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
           f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
           f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
-    if report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
+    if best > random_return and report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
         print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
     writer.close()
     return report

@@ -12,6 +12,9 @@ torch.set_num_threads(1)  # sums in another order would make "bit-identical" dep
 
 import tiny  # noqa: E402  (registers the environment)
 
+import d_bc  # noqa: E402
+import d_gail  # noqa: E402
+import ditto  # noqa: E402
 import world_model  # noqa: E402
 
 
@@ -29,6 +32,15 @@ def small_model():
                   beta=1.0, kl_balance=0.8, channels=1, action_size=3)  # fmt: skip
     model = world_model.WorldModel(config)
     model.pixel_mean.fill_(60.0), model.pixel_std.fill_(30.0)
+    return model
+
+
+@pytest.fixture
+def exact_model(monkeypatch):
+    """Let the scripts load the exact model of Blocks instead of a file."""
+    model = tiny.ExactModel()
+    for module in (ditto, d_gail, d_bc):
+        monkeypatch.setattr(module, "load_world_model", lambda path, device: model)
     return model
 
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from ale_py.vector_env import AtariVectorEnv
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from collect_data import FIELDS, Args, Games, area_matrix, collect, main, play, resize, to_gray
+from tiny import assert_one_sentence
+
+from collect_data import FIELDS, Args, Games, area_matrix, collect, main, make_env, play, resize, to_gray
 from expert_policies import Emulator, RandomExpert, StatisticsUnpickler, choose_expert, load_expert
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
@@ -247,6 +249,24 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
         with pytest.raises(SystemExit, match=sentence):
             main(counting_args(tmp_path, **change))
     assert not list(tmp_path.iterdir())
+
+
+class Boundless(Counting):
+    """Any real number is an action, upwards or both ways."""
+
+    def __init__(self, low: float):
+        self.action_space = gym.spaces.Box(low, np.inf, (1,), np.float32)
+
+
+gym.register("Boundless-v0", Boundless, kwargs={"low": -np.inf})
+gym.register("HalfBounded-v0", Boundless, kwargs={"low": 0.0})
+
+
+@pytest.mark.parametrize("env_id", ["Boundless-v0", "HalfBounded-v0"])
+def test_unbounded_actions_are_refused(env_id):
+    with pytest.raises(SystemExit, match="bounded float Box") as stop:
+        make_env(env_id)
+    assert_one_sentence(stop)
 
 
 # ---- experts

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import difflib
+import functools
 import importlib.util
 import re
 import shlex
@@ -9,11 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_baselines
 import test_ditto
 import test_world_model
 import tyro
 
+import bc_pixels
 import collect_data
+import d_bc
+import d_gail
 import ditto
 import train_expert
 import world_model
@@ -23,7 +29,9 @@ spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmark" / "spe
 speed = sys.modules["speed"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(speed)
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
-           "ditto.py": ditto, "benchmark/speed.py": speed}  # fmt: skip
+           "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
+           "benchmark/speed.py": speed}  # fmt: skip
+AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -32,9 +40,15 @@ def source(name: str) -> str:
     return (ROOT / name).read_text()
 
 
+@functools.cache
+def tree(name: str) -> ast.Module:
+    """Syntax tree of a script."""
+    return ast.parse(source(name))
+
+
 def args_fields(name: str) -> dict[str, tuple[str, str, str]]:
     """Type, default and help text of every field of a script's Args."""
-    (cls,) = [n for n in ast.parse(source(name)).body if isinstance(n, ast.ClassDef) and n.name == "Args"]
+    (cls,) = [n for n in tree(name).body if isinstance(n, ast.ClassDef) and n.name == "Args"]
     fields = {}
     for field, text in zip(cls.body, cls.body[1:]):
         if isinstance(field, ast.AnnAssign):
@@ -66,6 +80,18 @@ def test_shared_blocks_are_equal_byte_for_byte():
     assert found  # the pattern still finds them
 
 
+def hunks(left: str, right: str) -> list[tuple[int, int]]:
+    """Removed and added lines of every hunk between two scripts."""
+    matcher = difflib.SequenceMatcher(None, source(left).splitlines(), source(right).splitlines(), autojunk=False)
+    return [(b - a, d - c) for tag, a, b, c, d in matcher.get_opcodes() if tag != "equal"]
+
+
+def test_d_gail_and_d_bc_are_small_changes_of_ditto():
+    d_gail, d_bc = hunks("ditto.py", "d_gail.py"), hunks("ditto.py", "d_bc.py")
+    assert 0 < len(d_gail) <= 15 and sum(map(sum, d_gail)) <= 90, d_gail
+    assert 0 < sum(added for _, added in d_bc) <= 90, d_bc
+
+
 def test_dependency_blocks_are_equal_and_match_requirements():
     blocks = {name: re.search(r"^# /// script\n(.*?)^# ///$", source(name), re.M | re.S)[1] for name in SCRIPTS}
     assert len(set(blocks.values())) == 1, blocks
@@ -78,10 +104,10 @@ def test_dependency_blocks_are_equal_and_match_requirements():
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_importing_a_script_runs_nothing(name):
     allowed = ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign
-    for node in ast.parse(source(name)).body[1:]:
+    for node in tree(name).body[1:]:
         text = ast.unparse(node)
         assert isinstance(node, allowed) or text.startswith(("gym.register_envs", "sys.path.insert", "if __name__"))
-    assert len(ast.get_docstring(ast.parse(source(name))).splitlines()) <= 40
+    assert len(ast.get_docstring(tree(name)).splitlines()) <= 40
 
 
 # arguments
@@ -97,6 +123,31 @@ def test_equal_arguments_of_world_model_and_ditto():
         assert name in own_meaning or left[name] == right[name], name
 
 
+def test_equal_arguments_of_the_agents():
+    fields = {script: args_fields(script) for script in AGENTS}
+    on_purpose = {  # arguments that mean something else somewhere: their type must agree, default and help need not
+        ("entropy", "d_bc.py"): "eta_BC of Eq. 9",
+        ("entropy", "bc_pixels.py"): "eta_BC of Eq. 9",
+        ("batch_size", "bc_pixels.py"): "B, expert frames per update",
+        ("batch_size", "d_bc.py"): "B, windows of H expert states per update",
+    }
+    for (name, script), text in on_purpose.items():
+        assert fields[script][name][2] == text and fields["ditto.py"][name] != fields[script][name]
+    for script in AGENTS[1:]:
+        shared = fields["ditto.py"].keys() & fields[script].keys()
+        assert len(shared) > 20
+        for name in shared:
+            assert fields[script][name][0] == fields["ditto.py"][name][0], (script, name)
+            assert (name, script) in on_purpose or fields[script][name] == fields["ditto.py"][name], (script, name)
+
+
+def test_equal_arguments_of_world_model_and_bc_pixels():
+    left, right = args_fields("world_model.py"), args_fields("bc_pixels.py")
+    for name in ("depth", "pixel_stats", "pixel_std_floor", "dilation"):  # the encoder is the world model's
+        assert left[name] == right[name], name
+        assert world_model.SIZES["small"][name] == bc_pixels.SIZES["small"][name], name
+
+
 def test_the_same_argument_has_the_same_type_everywhere():
     types: dict[str, dict[str, str]] = {}
     for script in SCRIPTS:
@@ -106,7 +157,7 @@ def test_the_same_argument_has_the_same_type_everywhere():
         assert name == "size" or len(set(kinds.values())) == 1, (name, kinds)  # sizes are named per script
 
 
-@pytest.mark.parametrize("module", [world_model, ditto])
+@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels])
 def test_sizes_hold_existing_arguments_of_the_right_type(module):
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
     for size, values in module.SIZES.items():
@@ -116,12 +167,22 @@ def test_sizes_hold_existing_arguments_of_the_right_type(module):
     assert list(module.SIZES) == ["paper", "small", "debug"] and module.SIZES["paper"] == {}
 
 
+@pytest.mark.parametrize("module", [d_gail, d_bc, bc_pixels])
+def test_baselines_have_the_sizes_of_ditto(module):
+    encoder, no_windows = {"depth", "pixel_stats", "pixel_std_floor", "dilation"}, {"horizon", "batch_size"}
+    free = encoder | no_windows if module is bc_pixels else set()
+    free |= set() if module is d_gail else {"anneal_entropy"}  # Eq. 9's entropy weight stays
+    for size in ditto.SIZES:
+        left, right = ({k: v for k, v in sizes[size].items() if k not in free} for sizes in (ditto.SIZES, module.SIZES))
+        assert left == right, size
+
+
 # equations
 
 
 def find(name: str, qualified: str) -> ast.AST | None:
     """The function, method or class of this name in a script."""
-    body, node = ast.parse(source(name)).body, None
+    body, node = tree(name).body, None
     for part in qualified.split("."):
         node = next((n for n in body if getattr(n, "name", None) == part), None)
         if node is None:
@@ -130,39 +191,59 @@ def find(name: str, qualified: str) -> ast.AST | None:
     return node
 
 
-def equation_index() -> set[tuple[str, str, str]]:
-    """Rows (equation, file, function) of the table in docs/ditto.md."""
-    section = (ROOT / "docs" / "ditto.md").read_text().split("## Equations")[1].split("\n## ")[0]
-    cells = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in section.splitlines() if line[:2] == "| "]
+PAGE_OF = {"world_model.py": "ditto.md", "ditto.py": "ditto.md", "d_gail.py": "d_gail.md", "d_bc.py": "d_bc.md",
+           "bc_pixels.py": "bc_pixels.md"}  # fmt: skip
+
+
+def section(page: str, heading: str) -> str:
+    """Text under a heading of a page in docs/."""
+    return (ROOT / "docs" / page).read_text().split(f"\n## {heading}\n")[1].split("\n## ")[0]
+
+
+def equation_index(page: str) -> set[tuple[str, str, str]]:
+    """Rows (equation, file, function) of the table in a page."""
+    lines = section(page, "Equations").splitlines()
+    cells = [[cell.strip(" `") for cell in line.split("|")[1:4]] for line in lines if line[:2] == "| "]
     return {tuple(row) for row in cells if row[0].startswith("Eq. ")}
 
 
-def test_every_row_of_the_equation_index_names_a_function():
-    index = equation_index()
-    assert len(index) > 5
+def indexed(name: str) -> set[tuple[str, str]]:
+    """Pairs (equation, function) documented for a script: on its page, or by ditto.py's rows if the code is shared."""
+    pairs = {(equation, function) for equation, file, function in equation_index(PAGE_OF[name]) if file == name}
+    blocks = [body for names, bodies in shared_blocks(name).items() if "ditto" in names.split(", ") for body in bodies]
+    shared = {node.name for body in blocks for node in ast.parse(body).body}
+    rows = [(equation, function) for equation, file, function in equation_index("ditto.md") if file == "ditto.py"]
+    return pairs | {row for row in rows if row[1].split(".")[0] in shared}
+
+
+@pytest.mark.parametrize("page", sorted(set(PAGE_OF.values())))
+def test_every_row_of_the_equation_index_names_a_function(page):
+    index = equation_index(page)
+    assert index and (page != "ditto.md" or len(index) > 5)
     for equation, name, function in index:
-        assert find(name, function) is not None, (equation, name, function)
+        assert PAGE_OF[name] == page and find(name, function) is not None, (equation, name, function)
 
 
-def test_every_cited_equation_is_in_the_index():
-    index = equation_index()
-    for name in ("world_model.py", "ditto.py"):
-        cited = set(re.findall(r"(?<![A-Za-z0-9] )\bEq\. \d+", source(name)))
-        assert cited and cited <= {equation for equation, _, _ in index}, name
-        assert {equation for equation, file, _ in index if file == name} <= cited, name
-        functions = [(None, n) for n in ast.parse(source(name)).body if isinstance(n, ast.FunctionDef)]
-        classes = [n for n in ast.parse(source(name)).body if isinstance(n, ast.ClassDef)]
-        functions += [(c.name, n) for c in classes for n in c.body if isinstance(n, ast.FunctionDef)]
-        for owner, function in functions:
-            for equation in re.findall(r"\bEq\. \d+", ast.get_docstring(function) or ""):
-                qualified = f"{owner}.{function.name}" if owner else function.name
-                assert (equation, name, qualified) in index, (equation, name, qualified)
+@pytest.mark.parametrize("name", PAGE_OF)
+def test_every_cited_equation_is_in_the_index(name):
+    index = indexed(name)
+    cited = set(re.findall(r"(?<![A-Za-z0-9] )\bEq\. \d+", source(name)))
+    assert cited and cited == {equation for equation, _ in index}
+    functions = [(None, n) for n in tree(name).body if isinstance(n, ast.FunctionDef)]
+    classes = [n for n in tree(name).body if isinstance(n, ast.ClassDef)]
+    functions += [(c.name, n) for c in classes for n in c.body if isinstance(n, ast.FunctionDef)]
+    for owner, function in functions:
+        for equation in re.findall(r"\bEq\. \d+", ast.get_docstring(function) or ""):
+            qualified = f"{owner}.{function.name}" if owner else function.name
+            assert (equation, qualified) in index, (equation, name, qualified)
 
 
-@pytest.mark.parametrize("name", ["world_model.py", "ditto.py"])
-def test_algorithm_lines_of_the_docstring_name_functions_and_are_marked_in_main(name):
-    lines = re.findall(r"^  \((\d+)\) .*`([\w.]+)`$", ast.get_docstring(ast.parse(source(name)), clean=False), re.M)
-    assert [number for number, _ in lines] == [str(k + 1) for k in range(len(lines))] and len(lines) >= 6
+@pytest.mark.parametrize(
+    "name, count", [("world_model.py", 6), ("ditto.py", 8), ("d_gail.py", 9), ("d_bc.py", 3), ("bc_pixels.py", 3)]
+)
+def test_algorithm_lines_of_the_docstring_name_functions_and_are_marked_in_main(name, count):
+    lines = re.findall(r"^  \((\d+)\) .*`([\w.]+)`$", ast.get_docstring(tree(name), clean=False), re.M)
+    assert [number for number, _ in lines] == [str(k + 1) for k in range(count)]
     main = ast.get_source_segment(source(name), find(name, "main"))
     marked = set()
     for comment in re.findall(r"#.*$", main, re.M):
@@ -205,7 +286,7 @@ def test_commands_of_the_pages_parse(page):
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_commands_of_the_docstrings_parse(name):
-    found = commands(ast.get_docstring(ast.parse(source(name))))
+    found = commands(ast.get_docstring(tree(name)))
     assert found
     for command in found:
         parse(command)
@@ -219,13 +300,19 @@ def test_readme_installs_and_tests_in_two_commands():
     assert "-r requirements.txt" in ci and ci.rstrip().endswith("python -m pytest tests")
 
 
-def test_every_metric_is_documented():
-    for page, keys in (("world_model.md", test_world_model.LOG_KEYS), ("ditto.md", test_ditto.LOG_KEYS)):
-        text = (ROOT / "docs" / page).read_text()
-        rows = set(re.findall(r"^\| `([\w/]+)` \|", text.split("## Metrics")[1].split("\n## ")[0], re.M))
-        assert keys <= rows, f"docs/{page} lacks {sorted(keys - rows)}"
-        pictures = {"world_model/truth_posterior_dream_error"}
-        assert rows - pictures <= keys, f"docs/{page} documents {sorted(rows - keys)}, which nobody logs"
+@pytest.mark.parametrize(
+    "page, keys",
+    [("world_model.md", test_world_model.LOG_KEYS), ("ditto.md", test_ditto.LOG_KEYS),
+     ("d_gail.md", test_baselines.D_GAIL_KEYS), ("d_bc.md", test_baselines.D_BC_KEYS),
+     ("bc_pixels.md", test_baselines.BC_PIXELS_KEYS)],
+)  # fmt: skip
+def test_every_metric_is_documented(page, keys):
+    text = section(page, "Metrics")
+    text += section("ditto.md", "Metrics") if "Those of [DITTO](ditto.md#metrics)" in text else ""
+    rows = set(re.findall(r"^\| `([\w/]+)` \|", text, re.M))
+    assert keys <= rows, f"docs/{page} lacks {sorted(keys - rows)}"
+    pictures = {"world_model/truth_posterior_dream_error"}
+    assert rows - pictures <= keys, f"docs/{page} documents {sorted(rows - keys)}, which nobody logs"
 
 
 def anchor(heading: str) -> str:

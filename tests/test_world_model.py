@@ -228,6 +228,23 @@ def test_dreamer_style_folder(tmp_path):
         assert torch.equal(data.image[10:], torch.from_numpy(file["image"]))
 
 
+@pytest.mark.parametrize(
+    "action, discrete",
+    [
+        ([[0, 0], [1, 0], [0, 1]], True),  # zeros first, then one-hot
+        ([[1, 0], [1, 0], [0, 1]], True),
+        ([[0, 0], [1, 1], [0, 1]], False),  # two buttons at once
+        ([[0, 0], [0.5, 0.5], [0, 1]], False),
+        ([[0, 0], [-1, 0], [0, 1]], False),
+    ],
+)
+def test_kind_of_actions_in_a_dreamer_style_folder(tmp_path, action, discrete):
+    for k in range(2):
+        np.savez_compressed(tmp_path / f"{k}.npz", image=np.zeros((3, 64, 64, 3), np.uint8), action=np.float32(action))
+    data = Episodes([str(tmp_path)], "train")
+    assert data.discrete == discrete and data.prev_action.tolist() == action
+
+
 def test_a_step_on_dreamer_style_data(tmp_path):
     folder = dreamer_episodes(tmp_path / "kitchen")
     result = world_model.main(debug_args(folder, tmp_path / "run", updates=2, eval_every=2, log_every=1))
@@ -440,6 +457,12 @@ def test_foreign_checkpoint_and_missing_checkpoint_are_named(tmp_path):
         with pytest.raises(SystemExit, match=name) as stop:
             world_model.load_world_model(tmp_path / name)
         assert_one_sentence(stop)
+
+
+def test_cudagraphs_need_a_gpu(recorded, tmp_path):
+    with pytest.raises(SystemExit, match="--cudagraphs needs one GPU") as stop:
+        world_model.main(debug_args(recorded / "expert", tmp_path, cudagraphs=True))
+    assert_one_sentence(stop)
 
 
 def test_sizes_and_flags(capsys):

@@ -141,6 +141,13 @@ def debug_args(module, **changes):
     return module.Args(**module.SIZES["debug"] | fixed | changes)
 
 
+def exact_args(module, **changes):
+    """Arguments of a short run with the exact model (fixture `exact_model`): no world_model file is read."""
+    fixed = {"world_model": "exact", "num_expert_episodes": 80, "batch_size": 64, "horizon": 5, "layers": 1}
+    fixed |= {"units": 64, "learning_rate": 3e-3, "anneal": False, "eval_every": 10_000}
+    return debug_args(module, **fixed | changes)
+
+
 def read_log(run_dir: Path) -> dict[tuple[int, str], str]:
     """Values of metrics.csv by step and name."""
     with open(run_dir / "metrics.csv") as file:
