@@ -97,8 +97,6 @@ class Args:
     """lambda of Eq. 14"""
     entropy: float = 0.05
     """eta of Eq. 16 (v1's table; the authors' yaml says 0.003 but their code uses 0.05)"""
-    anneal_entropy: bool = False
-    """lower eta linearly to a tenth over the run"""
     target_every: int = 100
     """updates between copies of the critic to the target critic"""
     # evaluation
@@ -134,7 +132,6 @@ SMALL = dict(
     updates=5000,
     learning_rate=5e-4,
     anneal=True,
-    anneal_entropy=True,
     eval_every=500,
 )
 SIZES = {
@@ -617,8 +614,6 @@ def main(args: Args) -> dict:
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.meta.get("grayscale", True))  # fmt: skip
 
-    eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a CUDA graph sees it change
-
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
         feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
@@ -630,7 +625,7 @@ def main(args: Args) -> dict:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
         log_prob, entropy = actor.log_prob(feat[:-1], action)
-        policy_loss = actor_loss(log_prob, entropy, advantage, eta)  # (7)
+        policy_loss = actor_loss(log_prob, entropy, advantage, args.entropy)  # (7)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         (policy_loss + value_loss).backward()  # separate parameters: one Adam steps both
         optimizer.step()
@@ -665,8 +660,6 @@ def main(args: Args) -> dict:
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
     for _ in range(extra):
-        if args.anneal_entropy:
-            eta.fill_(args.entropy * (1 - 0.9 * step / args.updates))
         if args.anneal:
             for group in optimizer.param_groups:
                 rate = args.learning_rate * (1 - 0.9 * step / args.updates)
