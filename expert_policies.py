@@ -326,6 +326,39 @@ class Boxer(Emulator):
         return int(self.rng.integers(len(self.actions))) if self.rng.random() < 0.01 else wanted
 
 
+class Painter(Emulator):
+    """Qbert: hop to the nearest cube that still has its first colour; look at no enemy, and at nothing hidden."""
+
+    cubes = [(row, column) for row in range(6) for column in range(row + 1)]
+    colour = [21, 52, 54, 83, 85, 87, 98, 100, 102, 104, 1, 3, 5, 7, 9, 32, 34, 36, 38, 40, 42]  # where memory has each
+    hops = {5: (1, 0), 3: (1, 1), 2: (-1, 0), 4: (-1, -1)}  # action: rows and columns gained (DOWN, RIGHT, UP, LEFT)
+    unpainted = None
+
+    def act(self, free: bool) -> int:
+        """Action for the slot: a hop where he stands on a cube, a no-op while he is in the air."""
+        self.follow()
+        memory = self.ale.getRAM().astype(int)
+        colours = memory[self.colour]
+        if (colours == colours[0]).all():
+            self.unpainted = colours[0]  # a round begins
+        row, rest = divmod(memory[67] - 25, 28)  # his height on the screen
+        cube = row, (memory[35] - 5 + row) // 2
+        if memory[55] or rest or cube not in self.cubes:
+            return 0
+        if self.rng.random() < 0.05:  # a few random hops, for games that differ
+            return int(self.rng.choice([a for a, (i, j) in self.hops.items() if (row + i, cube[1] + j) in self.cubes]))
+        todo = [goal for goal, colour in zip(self.cubes, colours) if colour == self.unpainted and goal != cube]
+        far = {cube: 0}  # fewest hops to every cube, and the first of them
+        first, queue = {}, [cube]
+        for here in queue:
+            for action, (i, j) in self.hops.items():
+                there = here[0] + i, here[1] + j
+                if there in self.cubes and there not in far:
+                    far[there], first[there] = far[here] + 1, first.get(here, action)
+                    queue.append(there)
+        return min(((far[goal], first[goal]) for goal in todo), default=(0, 0))[1]
+
+
 class Walker:
     """BipedalWalker-v3: stand on one leg and swing the other, lower it, push off with the first, and swap."""
 
@@ -398,6 +431,7 @@ EMBEDDED = {  # env id: name, player, agent steps after which a game is cut off
     "BreakoutNoFrameskip-v4": ("breakout-lookahead", LookAhead, 2000),  # later the last bricks are missed for ever
     "PongNoFrameskip-v4": ("pong-lookahead", LookAhead, 27000),
     "BoxingNoFrameskip-v4": ("boxing-rule", Boxer, 27000),
+    "QbertNoFrameskip-v4": ("qbert-painter", Painter, 1000),  # later rounds need every cube twice
     "BipedalWalker-v3": ("walker-gait", Walker, 27000),
 }
 
