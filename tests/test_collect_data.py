@@ -421,6 +421,32 @@ def test_look_ahead_keeps_the_ball(tmp_path):
     assert game["rewards"].sum() >= 4 and game["lives"].min() == 5
 
 
+@pytest.mark.parametrize("env_id, steps, enough", [("BoxingNoFrameskip-v4", 500, 40), ("QbertNoFrameskip-v4", 300, 525)])
+def test_rules_play(env_id, steps, enough):
+    games = Games(env_id, 1, 0, max_steps=steps)
+    (game,) = play(games, load_expert("embedded", env_id, games), [5])
+    assert game["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
+
+
+def test_painter_takes_the_nearest_cube():
+    games = Games("QbertNoFrameskip-v4", 1, 0)
+    games.reset()
+    player = load_expert("embedded", "QbertNoFrameskip-v4", games).make(games, 0, np.random.default_rng(0))
+    player.follow, player.rng = lambda: None, types.SimpleNamespace(random=lambda: 1.0)
+    memory = np.zeros(128, np.uint8)
+    player.ale = types.SimpleNamespace(getRAM=lambda: memory)
+    memory[67], memory[35] = 25 + 28, 4  # second row, left: three neighbours are inside
+    assert player.act(True) == 2  # all unpainted and equally near: the lowest action, up right
+    memory[np.array(player.colour)[[0, 1, 4]]] = 7  # the top, his own cube and the right one below are painted
+    assert player.act(True) == 5  # down left
+    memory[np.array(player.colour)[3]] = 7
+    assert player.act(True) == 3  # four cubes are two hops away; the lowest action that leads to one: down right
+    memory[player.colour] = 9
+    assert player.act(True) == 2  # a new round: the colour that all have is the unpainted one
+    memory[55] = 200
+    assert player.act(True) == 0  # in the air
+
+
 def test_walker_walks():
     pytest.importorskip("Box2D")
     games = Games("BipedalWalker-v3", 1, 0)
