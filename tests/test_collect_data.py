@@ -421,11 +421,12 @@ def test_look_ahead_keeps_the_ball(tmp_path):
     assert game["rewards"].sum() >= 4 and game["lives"].min() == 5
 
 
-@pytest.mark.parametrize("env_id, steps, enough", [("BoxingNoFrameskip-v4", 500, 40), ("QbertNoFrameskip-v4", 300, 525)])
-def test_rules_play(env_id, steps, enough):
+@pytest.mark.parametrize("game, steps, enough", [("Boxing", 500, 40), ("Qbert", 300, 525)])
+def test_rules_play(game, steps, enough):
+    env_id = f"{game}NoFrameskip-v4"
     games = Games(env_id, 1, 0, max_steps=steps)
-    (game,) = play(games, load_expert("embedded", env_id, games), [5])
-    assert game["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
+    (played,) = play(games, load_expert("embedded", env_id, games), [5])
+    assert played["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
 
 
 def test_painter_takes_the_nearest_cube():
