@@ -327,36 +327,56 @@ class Boxer(Emulator):
 
 
 class Painter(Emulator):
-    """Qbert: hop to the nearest cube that still has its first colour; look at no enemy, and at nothing hidden."""
+    """Qbert: to the bottom left cube, along the bottom to the right, then always to the nearest unpainted cube.
+
+    He looks at himself and the cubes' colours, not at his enemies. In the second half of a hop he already holds the
+    stick for the next: whoever clones a player that lets go between two hops learns to stand still.
+    """
 
     cubes = [(row, column) for row in range(6) for column in range(row + 1)]
     colour = [21, 52, 54, 83, 85, 87, 98, 100, 102, 104, 1, 3, 5, 7, 9, 32, 34, 36, 38, 40, 42]  # where memory has each
     hops = {5: (1, 0), 3: (1, 1), 2: (-1, 0), 4: (-1, -1)}  # action: rows and columns gained (DOWN, RIGHT, UP, LEFT)
-    unpainted = None
+    unpainted, row, goal, hop = None, 0, None, 0
 
     def act(self, free: bool) -> int:
-        """Action for the slot: a hop where he stands on a cube, a no-op while he is in the air."""
+        """Action for the slot: the hop from the cube where he stands or will land."""
         self.follow()
         memory = self.ale.getRAM().astype(int)
         colours = memory[self.colour]
         if (colours == colours[0]).all():
             self.unpainted = colours[0]  # a round begins
-        row, rest = divmod(memory[67] - 25, 28)  # his height on the screen
-        cube = row, (memory[35] - 5 + row) // 2
-        if memory[55] or rest or cube not in self.cubes:
-            return 0
-        if self.rng.random() < 0.05:  # a few random hops, for games that differ
-            return int(self.rng.choice([a for a, (i, j) in self.hops.items() if (row + i, cube[1] + j) in self.cubes]))
+        flight = memory[55]  # 0 on a cube; counts down from 25 in a hop up, from 255 in a hop down
+        self.row = (memory[67] - 25) // 28 if flight == 0 else self.row
+        row = self.row + (flight > 127) - (0 < flight <= 127)
+        goal = row, (memory[35] - 5 + row) // 2
+        if goal not in self.cubes:
+            self.goal = None
+            return 0  # not on the screen, or falling
+        if flight > 240 or 12 < flight <= 127:
+            return self.hop  # on the way up: a late or an early change of the stick then does no harm
+        if goal != self.goal or not self.hop:
+            self.goal, self.hop = goal, self.choose(goal, colours)
+        return self.hop
+
+    def choose(self, cube: tuple[int, int], colours: np.ndarray) -> int:
+        """Hop from `cube`; one in twenty is random, for games that differ."""
+        (row, column), queue, first = cube, [cube], {cube: 0}
         todo = [goal for goal, colour in zip(self.cubes, colours) if colour == self.unpainted and goal != cube]
-        far = {cube: 0}  # fewest hops to every cube, and the first of them
-        first, queue = {}, [cube]
-        for here in queue:
+        if self.rng.random() < 0.05:
+            return int(self.rng.choice([a for a, (i, j) in self.hops.items() if (row + i, column + j) in self.cubes]))
+        if (5, 0) in todo:
+            return 4 if row == 5 else 5
+        if (5, 5) in todo:
+            return 2 if row == 5 else 3
+        for here in queue:  # breadth first: the fewest hops
+            if here in todo:
+                return first[here]
             for action, (i, j) in self.hops.items():
                 there = here[0] + i, here[1] + j
-                if there in self.cubes and there not in far:
-                    far[there], first[there] = far[here] + 1, first.get(here, action)
+                if there in self.cubes and there not in first:
+                    first[there] = first[here] or action
                     queue.append(there)
-        return min(((far[goal], first[goal]) for goal in todo), default=(0, 0))[1]
+        return 0
 
 
 class Walker:

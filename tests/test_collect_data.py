@@ -429,23 +429,40 @@ def test_rules_play(game, steps, enough):
     assert played["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
 
 
-def test_painter_takes_the_nearest_cube():
+def test_painter_follows_his_rule():
     games = Games("QbertNoFrameskip-v4", 1, 0)
     games.reset()
     player = load_expert("embedded", "QbertNoFrameskip-v4", games).make(games, 0, np.random.default_rng(0))
     player.follow, player.rng = lambda: None, types.SimpleNamespace(random=lambda: 1.0)
     memory = np.zeros(128, np.uint8)
     player.ale = types.SimpleNamespace(getRAM=lambda: memory)
-    memory[67], memory[35] = 25 + 28, 4  # second row, left: three neighbours are inside
-    assert player.act(True) == 2  # all unpainted and equally near: the lowest action, up right
-    memory[np.array(player.colour)[[0, 1, 4]]] = 7  # the top, his own cube and the right one below are painted
-    assert player.act(True) == 5  # down left
-    memory[np.array(player.colour)[3]] = 7
-    assert player.act(True) == 3  # four cubes are two hops away; the lowest action that leads to one: down right
-    memory[player.colour] = 9
-    assert player.act(True) == 2  # a new round: the colour that all have is the unpainted one
-    memory[55] = 200
-    assert player.act(True) == 0  # in the air
+    down, right, up, left = 5, 3, 2, 4
+    colour = dict(zip(player.cubes, player.colour))
+
+    def act(row, column, flight=0):
+        memory[67], memory[35], memory[55] = 25 + 28 * row, 5 - row + 2 * column, flight
+        player.goal = None if flight == 0 else player.goal
+        return player.act(True)
+
+    assert act(0, 0) == down and act(5, 2) == left  # first to the bottom left
+    memory[colour[5, 0]] = 7
+    assert act(4, 1) == right and act(5, 1) == up  # then along the bottom
+    memory[colour[5, 5]] = 7
+    memory[[colour[cube] for cube in ((1, 0), (0, 0), (2, 1))]] = 7
+    assert act(1, 0) == down  # then to the nearest: the top and the lower right cube are painted
+    memory[colour[2, 0]] = 7
+    assert act(1, 0) == down  # nothing beside him; four cubes are two hops away, one of them below
+    memory[:] = 9
+    assert act(1, 0) == down  # a new round: the colour that all have is the unpainted one
+    memory[colour[5, 0]] = memory[colour[5, 5]] = 7
+    assert act(1, 0) == down
+    memory[67], memory[35], memory[55] = 60, 5 - 2 + 2 * 0, 250  # hops from (1, 0) to (2, 0), first half
+    assert player.act(True) == down
+    memory[colour[3, 0]] = 7
+    memory[55] = 235  # second half: (3, 0) is painted, (3, 1) is not
+    assert player.act(True) == right
+    memory[67], memory[35] = 181, 0  # falling beside the pyramid
+    assert player.act(True) == 0
 
 
 def test_walker_walks():
