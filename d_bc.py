@@ -373,16 +373,13 @@ class ExpertWindows:
 
 
 @torch.no_grad()
-def imagine(model: WorldModel, act, feat: Tensor, horizon: int, shared: int = 1) -> tuple[Tensor, Tensor]:
-    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A).
-
-    With `shared` = n the n equal parts of the batch dream with the same random numbers.
-    """
+def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
     deter = model.config["deter"]
     state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
     for t in range(horizon):
         actions.append(act(feats[-1], t))
-        state = model.imagine_step(state, actions[-1], shared)
+        state = model.imagine_step(state, actions[-1])
         feats.append(torch.cat(state, -1))
     return torch.stack(feats), torch.stack(actions)
 

@@ -122,8 +122,6 @@ class Args:
     """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
     reward: Literal["ditto", "l2", "cosine"] = "ditto"
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
-    paired: bool = False
-    """subtract from each reward what the expert's own actions earn in the same dream, with the same random numbers"""
 
 
 SMALL = dict(
@@ -417,16 +415,13 @@ class ExpertWindows:
 
 
 @torch.no_grad()
-def imagine(model: WorldModel, act, feat: Tensor, horizon: int, shared: int = 1) -> tuple[Tensor, Tensor]:
-    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A).
-
-    With `shared` = n the n equal parts of the batch dream with the same random numbers.
-    """
+def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
     deter = model.config["deter"]
     state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
     for t in range(horizon):
         actions.append(act(feats[-1], t))
-        state = model.imagine_step(state, actions[-1], shared)
+        state = model.imagine_step(state, actions[-1])
         feats.append(torch.cat(state, -1))
     return torch.stack(feats), torch.stack(actions)
 
@@ -621,19 +616,11 @@ def main(args: Args) -> dict:
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
-        if args.paired:  # our choice: what is subtracted does not depend on the policy, so it only removes noise
-            taken, both = windows.data.prev_action[rows[1:]], torch.cat([expert_feat[0]] * 2)  # (H, N, A), (2N, F)
-            act = lambda feat, t: torch.cat([actor.sample(feat.chunk(2)[0]), taken[t]])  # noqa: E731
-            feat, action = imagine(model, act, both, args.horizon, shared=2)
-            (feat, copied), action = feat.chunk(2, 1), action.chunk(2, 1)[0]
-            copied_reward = intrinsic_reward(copied[1:, :, latent], expert_feat[1:, :, latent], args.reward)
-        else:
-            feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
-            copied_reward = 0
+        feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
         reward = intrinsic_reward(feat[1:, :, latent], expert_feat[1:, :, latent], args.reward)  # (4) (H, N)
         with torch.no_grad():
             target_value = target(feat).squeeze(-1)  # (H + 1, N)
-        returns = lambda_return(reward - copied_reward, target_value, args.gamma, args.lam)  # (5) (H, N)
+        returns = lambda_return(reward, target_value, args.gamma, args.lam)  # (5) (H, N)
         advantage = returns - target_value[:-1]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)

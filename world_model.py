@@ -156,15 +156,11 @@ class CategoricalLatent:
         self.stoch, self.classes = stoch, classes
         self.size = self.params = stoch * classes  # width of a sample, number of parameters per sample
 
-    def sample(self, params: Tensor, shared: int = 1) -> Tensor:
-        """Straight-through one-hot sample (..., S*K) from logits (..., S*K) (DreamerV2, algorithm 1).
-
-        With `shared` = n the n equal parts of the first dimension draw with the same random numbers.
-        """
+    def sample(self, params: Tensor) -> Tensor:
+        """Straight-through one-hot sample (..., S*K) from logits (..., S*K) (DreamerV2, algorithm 1)."""
         probs = params.float().unflatten(-1, (self.stoch, self.classes)).softmax(-1)
         # dividing by exponential noise and taking the largest is a categorical draw, without a host synchronisation
-        noise = torch.empty_like(probs[: len(probs) // shared]).exponential_().clamp_min(1e-20)
-        index = (probs.detach() / (noise if shared == 1 else torch.cat([noise] * shared))).argmax(-1)
+        index = (probs.detach() / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
         onehot = F.one_hot(index, self.classes).to(probs.dtype)
         return (onehot + probs - probs.detach()).flatten(-2)
 
@@ -270,13 +266,10 @@ class WorldModel(nn.Module):
         """One step of `encode` while playing: image (B, 64, 64, C), prev_action (B, A), is_first (B) -> new state."""
         return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
 
-    def imagine_step(self, state: tuple[Tensor, Tensor], action: Tensor, shared: int = 1) -> tuple[Tensor, Tensor]:
-        """s_{t+1} after action (B, A) in s_t, its stochastic half drawn from the prior (Eq. 10).
-
-        With `shared` = n the n equal parts of the batch draw with the same random numbers.
-        """
+    def imagine_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+        """s_{t+1} after action (B, A) in s_t, its stochastic half drawn from the prior (Eq. 10)."""
         deter = self.recur(state, self.action_in(action))
-        return deter, self.latent.sample(self.prior(deter), shared)
+        return deter, self.latent.sample(self.prior(deter))
 
     def decode(self, feat: Tensor) -> Tensor:
         """Normalised pictures (..., C, 64, 64) from feat (..., F)."""

@@ -176,7 +176,7 @@ class CountingModel:
 
     config = {"deter": 1}
 
-    def imagine_step(self, state, action, shared=1):
+    def imagine_step(self, state, action):
         return state[0] + 1, action
 
 
@@ -187,38 +187,6 @@ def test_imagined_step_uses_the_action_chosen_from_the_feature_before():
     assert feat[:, 0, 0].tolist() == [5, 6, 7, 8, 9] and feat[:, 1, 0].tolist() == [100, 101, 102, 103, 104]
     assert action[:, 0, 0].tolist() == [50, 61, 72, 83]
     assert torch.equal(feat[1:, :, 1:], action)
-
-
-def test_shared_dreams_differ_by_the_actions_alone(small_model):
-    torch.manual_seed(0)
-    start, plan = torch.randn(500, 20), torch.nn.functional.one_hot(torch.randint(3, (4, 500)), 3).float()
-    other = plan.clone()
-    other[2, 250:] = plan[2, 250:].roll(1, -1)  # half of them change the third action
-    feat, _ = imagine(small_model, lambda feat, t: torch.cat([plan[t], other[t]]), torch.cat([start] * 2), 4, shared=2)
-    one, two = feat.chunk(2, 1)
-    assert torch.equal(one[:, :250], two[:, :250]) and torch.equal(one[:3], two[:3])
-    assert (one[3:, 250:] != two[3:, 250:]).any(-1).all()
-    feat, _ = imagine(small_model, lambda feat, t: torch.cat([plan[t]] * 2), torch.cat([start] * 2), 4)
-    assert not torch.equal(*feat.chunk(2, 1))  # without sharing they are independent
-
-
-def test_paired_rewards_are_zero_for_the_expert_himself(recorded, tmp_path, exact_model, monkeypatch):
-    """Every dream earns what the expert's own actions earn, so that no advantage and no value is left to learn."""
-    data, drawn, seen = Episodes([str(recorded / "expert")], "train", 80), [], []
-    draw, returns = ExpertWindows.draw, ditto.lambda_return
-    monkeypatch.setattr(ExpertWindows, "draw", lambda self, *rest: drawn.append(draw(self, *rest)) or drawn[-1])
-    monkeypatch.setattr(ditto.Actor, "sample", lambda self, feat: move(feat))
-    monkeypatch.setattr(ditto, "lambda_return", lambda reward, *rest: seen.append(reward) or returns(reward, *rest))
-
-    def move(feat):
-        return torch.nn.functional.one_hot(
-            1 + (feat[..., 8:16].argmax(-1) - feat[..., :8].argmax(-1)).sign(), 3
-        ).float()
-
-    where = {"data_dir": str(recorded / "expert"), "run_dir": str(tmp_path)}
-    ditto.main(tiny.exact_args(ditto, **where, updates=1, log_every=1, eval_episodes=1, paired=True))
-    assert len(drawn[-1]) == len(seen[0]) + 1 and (seen[0] == 0).all() and data.discrete
-    assert read_log(tmp_path)[1, "imagine/reward"] == "1"  # what is logged is Eq. 8 itself
 
 
 def test_reward_compares_equal_time_steps(recorded, tmp_path, exact_model, monkeypatch):
@@ -237,7 +205,7 @@ def test_reward_compares_equal_time_steps(recorded, tmp_path, exact_model, monke
     monkeypatch.setattr(
         ditto,
         "imagine",
-        lambda model, act, feat, H, **_: imagine(model, lambda feat, t: data.prev_action[drawn[-1][t + 1]], feat, H),
+        lambda model, act, feat, H: imagine(model, lambda feat, t: data.prev_action[drawn[-1][t + 1]], feat, H),
     )
     where = {"data_dir": str(recorded / "expert"), "run_dir": str(tmp_path)}
     ditto.main(tiny.exact_args(ditto, **where, updates=1, log_every=1))
@@ -284,9 +252,7 @@ def test_expert_windows_need_a_long_episode(counting, small_model):
 
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_encode_expert_filters_every_episode_from_its_start(counting, small_model, chunk):
-    small_model.latent.sample = lambda params, shared=1: (
-        params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)
-    )  # no noise
+    small_model.latent.sample = lambda params: params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)  # no noise
     data = Episodes([str(counting)], "train")
     feat = encode_expert(small_model, data, chunk)
     for start, end in zip(data.starts[:-1], data.starts[1:]):

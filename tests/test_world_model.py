@@ -116,7 +116,7 @@ def test_pixel_statistics(counting):
 
 def smooth(model: WorldModel) -> WorldModel:
     """Replace draws by probabilities, so that equal inputs give equal states."""
-    model.latent.sample = lambda params, shared=1: params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)
+    model.latent.sample = lambda params: params.unflatten(-1, (3, 4)).softmax(-1).flatten(-2)
     return model
 
 

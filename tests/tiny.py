@@ -107,7 +107,7 @@ class ExactModel(nn.Module):
     def filter_step(self, state, image: Tensor, prev_action: Tensor, is_first: Tensor):
         return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
 
-    def imagine_step(self, state, action: Tensor, shared: int = 1) -> tuple[Tensor, Tensor]:
+    def imagine_step(self, state, action: Tensor) -> tuple[Tensor, Tensor]:
         deter, stoch = state
         place = (deter[:, :CELLS].argmax(-1) + action.argmax(-1) - 1).clamp(0, CELLS - 1)
         return torch.cat([F.one_hot(place, CELLS).float(), deter[:, CELLS:]], -1), stoch
