@@ -303,16 +303,13 @@ class LookAhead(Emulator):
 
 
 class Boxer(Emulator):
-    """Boxing: walk up to the opponent, stay a little above or below, and punch at every other step."""
+    """Boxing: walk up to the opponent, stay a little above or below, and hold the button for every other two steps."""
 
-    reach, tolerance, offset = (
-        10,
-        6,
-        8,
-    )  # in pixels of the 160 x 210 screen, found by random search
+    reach, tolerance, offset = 10, 6, 8  # in pixels of the 160 x 210 screen, found by random search
 
     def act(self, free: bool) -> int:
-        """Action for the slot, a function of both boxers' places and of the last action alone."""
+        """Action for the slot, a function of both boxers' places and of the last two actions alone."""
+        before, now = self.action, self.games.played[self.slot] if self.games.steps[self.slot] else 0
         self.follow()
         x, y, other_x, other_y = self.ale.getRAM()[[32, 34, 33, 35]].astype(int)
         ahead, below = other_x - x, other_y - y
@@ -320,7 +317,8 @@ class Boxer(Emulator):
         across = 0 if abs(ahead) == self.reach else side if abs(ahead) > self.reach else -side
         error = below - (self.offset if below >= 0 else -self.offset)
         down = 0 if abs(error) <= self.tolerance else int(np.sign(error))
-        punch = "FIRE" not in self.actions[self.action].name  # an arm must be drawn back before the next punch
+        pressed = ["FIRE" in self.actions[action].name for action in (before, now)]
+        punch = not all(pressed) if pressed[1] else not any(pressed)  # the arm must be drawn back before the next punch
         name = ("UP", "", "DOWN")[down + 1] + ("LEFT", "", "RIGHT")[across + 1] + ("FIRE" if punch else "")
         wanted = self.actions.index(ale_py.Action[name or "NOOP"])
         return int(self.rng.integers(len(self.actions))) if self.rng.random() < 0.01 else wanted
