@@ -122,7 +122,7 @@ SIZES = {
 }  # fmt: skip
 
 
-# --- same in: collect_data, bc_pixels, ditto, d_gail, d_bc ---
+# --- same in: collect_data, bc_pixels, world_model ---
 @functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""

@@ -27,7 +27,6 @@ advantages are normalised over the batch (authors' code). Continuous actions: ta
 
 import copy
 import csv
-import difflib
 import functools
 import itertools
 import json
@@ -38,19 +37,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import ale_py
-import gymnasium as gym
 import numpy as np
 import torch
 import torch.nn.functional as F
-from ale_py.vector_env import AtariVectorEnv
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Episodes, WorldModel, clock, graphed, load, load_world_model, log, parse_args, save
-
-gym.register_envs(ale_py)
+from world_model import Episodes, Games, WorldModel, clock, graphed, load, load_world_model, log, parse_args, save
 
 
 @dataclass
@@ -140,146 +134,6 @@ SIZES = {
     "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=16, horizon=5, eval_every=10, log_every=5,
                           eval_episodes=2, quick_episodes=2, num_expert_episodes=2, threads=1),
 }  # fmt: skip
-
-
-# --- same in: collect_data, bc_pixels, ditto, d_gail, d_bc ---
-@functools.cache
-def area_matrix(size_in: int, size_out: int) -> np.ndarray:
-    """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
-    edges = np.arange(size_out + 1) * size_in / size_out
-    pixel = np.arange(size_in)
-    overlap = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return (np.clip(overlap, 0, None) * size_out / size_in).astype(np.float32)
-
-
-def resize(frames: np.ndarray, size: int = 64) -> np.ndarray:
-    """Area-average uint8 frames (..., height, width) to (..., size, size)."""
-    rows, cols = area_matrix(frames.shape[-2], size), area_matrix(frames.shape[-1], size)
-    return np.rint(rows @ frames.astype(np.float32) @ cols.T).astype(np.uint8)
-
-
-def to_gray(rgb: np.ndarray) -> np.ndarray:
-    """Grey levels (height, width) of an RGB picture (height, width, 3), with OpenCV's weights."""
-    rgb = rgb.astype(np.int32)
-    return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
-
-
-def is_image(space: gym.Space) -> bool:
-    """Whether observations are pictures: uint8 (height, width) or (height, width, 1 or 3)."""
-    shape = space.shape or ()
-    return space.dtype == np.uint8 and len(shape) in (2, 3) and shape[2:] in ((), (1,), (3,))
-
-
-def make_env(env_id: str) -> gym.Env:
-    """Make a Gymnasium environment that can be seen; end with one sentence if there is none."""
-    try:
-        env = gym.make(env_id)
-        space, render = env.action_space, not is_image(env.observation_space)
-        if isinstance(env.unwrapped, ale_py.AtariEnv):
-            problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
-        elif render and "rgb_array" not in env.metadata.get("render_modes", []):
-            problem = "neither observes images nor renders rgb_array"
-        elif not hasattr(space, "n") and not (space.dtype.kind == "f" and len(space.shape) == 1 and space.is_bounded()):
-            problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
-        else:
-            env.close()
-            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
-        env.close()
-    except (gym.error.Error, ImportError) as error:
-        problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
-    known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
-    close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
-    raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
-
-
-class Games:
-    """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
-
-    Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
-    frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
-    three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
-    Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
-    Slot i begins with seed `seed + i` and goes on with its own random generator. If `coming` is an iterator, every game
-    begun takes its seed from there (Atari loads the game anew for that: 0.1 s). A fair sample are the first n games
-    begun, not the first n to end, among which long games are rare.
-    """
-
-    def __init__(self, env_id: str, num_envs: int, seed: int, max_steps: int = 27000, grayscale: bool = True):
-        self.num_envs, self.max_steps, self.seed, self.coming = num_envs, max_steps, seed, None
-        self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
-        self.channels = 1 if grayscale or self.atari else 3
-        if self.atari:
-            limit = 4 * max_steps + 400  # frames, the start included: `max_steps` itself is counted below
-            self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
-                                       max_num_frames_per_episode=limit, autoreset_mode="SameStep")  # fmt: skip
-            self.action_space = self.envs.single_action_space
-            self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
-        else:
-            self.envs = [make_env(env_id) for _ in range(num_envs)]
-            self.action_space = self.envs[0].action_space
-
-    def reset(self) -> np.ndarray:
-        """Start every game anew; first frames (N, 64, 64, C) uint8."""
-        N = self.num_envs
-        self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
-        self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
-        self.restart(np.ones(N, bool), self.coming or itertools.count(self.seed))
-        return self.frames.copy()
-
-    def restart(self, which: np.ndarray, coming) -> None:
-        """Begin a new game in the slots where `which` (N,) is true, seeded while `coming` has seeds."""
-        self.seeds[which] = [next(coming, -1) for _ in range(which.sum())]
-        self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
-        self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
-        if self.atari:
-            obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})  # -1: do not seed
-            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
-            self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
-        for i in () if self.atari else np.flatnonzero(which):
-            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]) if self.seeds[i] >= 0 else None)[0]
-            self.frames[i] = self.picture(i)
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
-
-        `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
-        (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
-        """
-        forced, before = self.forced > 0, self.lives
-        self.steps += 1
-        if self.atari:
-            action = np.where(forced, 3 - self.forced, action)  # 0 no-op, 1 FIRE, 2
-            obs, reward, terminated, truncated, raw = self.envs.step(action)
-            self.frames84, self.lives = obs[:, -1].copy(), np.where(terminated, 0, raw["lives"])
-            if terminated.any():  # these rows of `obs` show a new game already, with a seed that we did not choose
-                self.frames84[terminated] = raw["final_obs"][terminated, -1]
-            self.frames = resize(self.frames84)[..., None]
-            self.forced = np.where((self.lives < before) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
-        else:
-            if hasattr(self.action_space, "n"):
-                played = action + self.action_space.start
-            else:
-                played = action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
-            self.obs, reward, *ends = ([*x] for x in zip(*(env.step(a) for env, a in zip(self.envs, played))))
-            terminated, truncated = np.array(ends[0], bool), np.array(ends[1], bool)
-            self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
-        self.fresh = forced | (self.lives < before)
-        truncated |= ~terminated & (self.steps >= self.max_steps)
-        info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
-        self.played = action
-        if (terminated | truncated).any():
-            self.restart(terminated | truncated, self.coming or iter(()))
-        return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
-
-    def picture(self, i: int) -> np.ndarray:
-        """What slot i shows now: (64, 64, C) uint8."""
-        picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
-        picture = picture.reshape(*picture.shape[:2], -1)
-        picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
-        return np.broadcast_to(np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1), (64, 64, self.channels))
-
-
-# --- end ---
 
 
 # --- same in: bc_pixels, ditto, d_gail, d_bc ---

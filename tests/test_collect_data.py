@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import assert_one_sentence
 
 from collect_data import FIELDS, Args, Games, area_matrix, collect, main, make_env, play, resize, to_gray
-from expert_policies import Emulator, RandomExpert, StatisticsUnpickler, choose_expert, load_expert
+from expert_policies import Emulator, RandomExpert, StatisticsUnpickler, choose_expert, load_expert, pong_rally
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 
@@ -427,6 +427,32 @@ def test_rules_play(game, steps, enough):
     games = Games(env_id, 1, 0, max_steps=steps)
     (played,) = play(games, load_expert("embedded", env_id, games), [5])
     assert played["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
+
+
+def test_pong_rally_by_hand():
+    before, now = np.zeros(128, np.uint8), np.zeros(128, np.uint8)
+    ale = types.SimpleNamespace(getRAM=lambda: now)
+    env = types.SimpleNamespace(ale=ale, last=before, rng=types.SimpleNamespace(random=lambda: 1.0))
+    stay, fire, up, down = 0, 1, 2, 3
+
+    def act(across, along, own):  # each (before, now)
+        for value, place in zip((across, along, own), (49, 54, 51)):
+            before[place], now[place] = value
+        return pong_rally(None, env)
+
+    # 22 steps to the line at 188: 150 + 22 * 4 = 238, reflected at 206: 174, where the paddle's middle belongs
+    assert act((96, 100), (146, 150), (100, 100)) == down
+    assert act((96, 100), (146, 150), (166, 166)) == stay
+    assert act((96, 100), (146, 150), (146, 166)) == up  # slides on by 19
+    assert act((96, 100), (146, 150), (150, 150)) == down and act((96, 100), (146, 150), (157, 157)) == stay
+    assert act((100, 96), (60, 60), (110, 110)) == stay and act((100, 96), (60, 60), (140, 140)) == up  # flies away
+    assert act((0, 0), (60, 60), (110, 110)) == fire and act((0, 50), (60, 60), (140, 140)) == stay
+
+
+def test_pong_rally_is_even_with_the_console():
+    games = Games("PongNoFrameskip-v4", 1, 0, max_steps=250)
+    (game,) = play(games, load_expert("expert_policies:pong_rally", "PongNoFrameskip-v4", games), [5])
+    assert abs(game["rewards"].sum()) <= 1  # a random policy has lost four to six points by then
 
 
 def test_painter_follows_his_rule():
