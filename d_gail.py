@@ -92,6 +92,8 @@ class Args:
     """lambda of Eq. 14"""
     entropy: float = 0.05
     """eta of Eq. 16 (v1's table; the authors' yaml says 0.003 but their code uses 0.05)"""
+    entropy_end: float = -1.0
+    """eta at the end of the run, reached linearly; negative: as at the start (paper)"""
     target_every: int = 100
     """updates between copies of the critic to the target critic"""
     # evaluation
@@ -471,6 +473,8 @@ def main(args: Args) -> dict:
     discriminator = mlp(inputs, 1, args.disc_layers, args.disc_units).to(device)
     parameters = [*actor.parameters(), *critic.parameters(), *discriminator.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
+    eta_end = args.entropy if args.entropy_end < 0 else args.entropy_end
+    eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "discriminator": discriminator}
     step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
     if file.exists():
@@ -511,7 +515,7 @@ def main(args: Args) -> dict:
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
         value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
         log_prob, entropy = actor.log_prob(feat[:-1], action)
-        policy_loss = actor_loss(log_prob, entropy, advantage, args.entropy)  # (7)
+        policy_loss = actor_loss(log_prob, entropy, advantage, eta)  # (7)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         disc_loss = discriminator_loss(expert_logits, agent_logits)  # (9)
         (policy_loss + value_loss + disc_loss).backward()  # separate parameters: one Adam steps all three
@@ -553,6 +557,7 @@ def main(args: Args) -> dict:
             for group in optimizer.param_groups:
                 rate = args.learning_rate * (1 - 0.9 * step / args.updates)
                 group["lr"] = group["lr"].fill_(rate) if args.cudagraphs else rate
+        eta.fill_(args.entropy + (eta_end - args.entropy) * step / args.updates)
         metrics = update(windows.draw(args.batch_size, rng))
         step += 1
         if step % args.target_every == 0:

@@ -91,6 +91,8 @@ class Args:
     """lambda of Eq. 14"""
     entropy: float = 0.05
     """eta of Eq. 16 (v1's table; the authors' yaml says 0.003 but their code uses 0.05)"""
+    entropy_end: float = -1.0
+    """eta at the end of the run, reached linearly; negative: as at the start (paper)"""
     target_every: int = 100
     """updates between copies of the critic to the target critic"""
     # evaluation
@@ -116,6 +118,8 @@ class Args:
     """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
     reward: Literal["ditto", "l2", "cosine"] = "ditto"
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
+    critic_sees_expert: bool = False
+    """the critic judges (s_t, s_t^E), not s_t alone: what is still to be earned depends on where the expert is"""
 
 
 SMALL = dict(
@@ -438,10 +442,12 @@ def main(args: Args) -> dict:
     latent = slice(0, deter if args.reward_latent == "deter" else model.feat_size)  # what the reward compares
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(model.feat_size, action_size, data.discrete, args.layers, args.units, *bounds).to(device)
-    critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
+    critic = mlp(model.feat_size * (1 + args.critic_sees_expert), 1, args.layers, args.units).to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
+    eta_end = args.entropy if args.entropy_end < 0 else args.entropy_end
+    eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer}
     step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
     if file.exists():
@@ -472,14 +478,15 @@ def main(args: Args) -> dict:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
         feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
         reward = intrinsic_reward(feat[1:, :, latent], expert_feat[1:, :, latent], args.reward)  # (4) (H, N)
+        judged = torch.cat([feat, expert_feat], -1) if args.critic_sees_expert else feat  # (H + 1, N, 2F) or (..., F)
         with torch.no_grad():
-            target_value = target(feat).squeeze(-1)  # (H + 1, N)
+            target_value = target(judged).squeeze(-1)  # (H + 1, N)
         returns = lambda_return(reward, target_value, args.gamma, args.lam)  # (5) (H, N)
         advantage = returns - target_value[:-1]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
+        value_loss = critic_loss(critic(judged[:-1]).squeeze(-1), returns)  # (6)
         log_prob, entropy = actor.log_prob(feat[:-1], action)
-        policy_loss = actor_loss(log_prob, entropy, advantage, args.entropy)  # (7)
+        policy_loss = actor_loss(log_prob, entropy, advantage, eta)  # (7)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         (policy_loss + value_loss).backward()  # separate parameters: one Adam steps both
         optimizer.step()
@@ -518,6 +525,7 @@ def main(args: Args) -> dict:
             for group in optimizer.param_groups:
                 rate = args.learning_rate * (1 - 0.9 * step / args.updates)
                 group["lr"] = group["lr"].fill_(rate) if args.cudagraphs else rate
+        eta.fill_(args.entropy + (eta_end - args.entropy) * step / args.updates)
         metrics = update(windows.draw(args.batch_size, rng))
         step += 1
         if step % args.target_every == 0:
