@@ -113,7 +113,7 @@ class Args:
 
 
 SMALL = dict(depth=8, pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, layers=2, units=128, batch_size=256,
-             updates=5000, learning_rate=5e-4, anneal=True, eval_every=500)  # fmt: skip
+             updates=6000, learning_rate=1e-3, anneal=True, eval_every=500)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,

@@ -101,7 +101,7 @@ class Args:
 
 
 SMALL = dict(
-    layers=2, units=128, batch_size=512, horizon=5, updates=5000, learning_rate=5e-4, anneal=True, eval_every=500
+    layers=2, units=128, batch_size=256, horizon=5, updates=6000, learning_rate=1e-3, anneal=True, eval_every=500
 )
 SIZES = {
     "paper": {},

@@ -128,11 +128,13 @@ class Args:
 SMALL = dict(
     layers=2,
     units=128,
-    batch_size=512,
+    batch_size=256,
     horizon=5,
-    updates=5000,
-    learning_rate=5e-4,
+    updates=6000,
+    learning_rate=1e-3,
     anneal=True,
+    entropy=0.1,
+    entropy_end=0.005,
     eval_every=500,
 )
 SIZES = {
@@ -589,6 +591,7 @@ def main(args: Args) -> dict:
                 distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
+    eta.fill_(eta_end)
     means, rows, clip = [], [], np.zeros(0)
     (run_dir / "final_episodes.csv").unlink(missing_ok=True)
     for k in range(args.eval_consecutive):

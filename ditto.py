@@ -118,18 +118,18 @@ class Args:
     """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
     reward: Literal["ditto", "l2", "cosine"] = "ditto"
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
-    critic_sees_expert: bool = False
-    """the critic judges (s_t, s_t^E), not s_t alone: what is still to be earned depends on where the expert is"""
 
 
 SMALL = dict(
     layers=2,
     units=128,
-    batch_size=512,
+    batch_size=256,
     horizon=5,
-    updates=5000,
-    learning_rate=5e-4,
+    updates=6000,
+    learning_rate=1e-3,
     anneal=True,
+    entropy=0.1,
+    entropy_end=0.005,
     eval_every=500,
 )
 SIZES = {
@@ -442,7 +442,7 @@ def main(args: Args) -> dict:
     latent = slice(0, deter if args.reward_latent == "deter" else model.feat_size)  # what the reward compares
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(model.feat_size, action_size, data.discrete, args.layers, args.units, *bounds).to(device)
-    critic = mlp(model.feat_size * (1 + args.critic_sees_expert), 1, args.layers, args.units).to(device)
+    critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
     parameters = [*actor.parameters(), *critic.parameters()]
     optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
@@ -478,13 +478,12 @@ def main(args: Args) -> dict:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
         feat, action = imagine(model, lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
         reward = intrinsic_reward(feat[1:, :, latent], expert_feat[1:, :, latent], args.reward)  # (4) (H, N)
-        judged = torch.cat([feat, expert_feat], -1) if args.critic_sees_expert else feat  # (H + 1, N, 2F) or (..., F)
         with torch.no_grad():
-            target_value = target(judged).squeeze(-1)  # (H + 1, N)
+            target_value = target(feat).squeeze(-1)  # (H + 1, N)
         returns = lambda_return(reward, target_value, args.gamma, args.lam)  # (5) (H, N)
         advantage = returns - target_value[:-1]
         advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        value_loss = critic_loss(critic(judged[:-1]).squeeze(-1), returns)  # (6)
+        value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
         log_prob, entropy = actor.log_prob(feat[:-1], action)
         policy_loss = actor_loss(log_prob, entropy, advantage, eta)  # (7)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
@@ -557,6 +556,7 @@ def main(args: Args) -> dict:
                 distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
+    eta.fill_(eta_end)
     means, rows, clip = [], [], np.zeros(0)
     (run_dir / "final_episodes.csv").unlink(missing_ok=True)
     for k in range(args.eval_consecutive):

@@ -284,28 +284,6 @@ def test_each_loss_trains_its_own_network(small_model):
         assert all(p.grad is None for p in (*stays.parameters(), *small_model.parameters()))
 
 
-def test_the_critic_sees_the_expert_at_the_same_time_step(recorded, tmp_path, exact_model, monkeypatch):
-    data, seen, drawn, dreams = Episodes([str(recorded / "expert")], "train", 80), [], [], []
-    feat, draw = ExpertWindows(exact_model, data, 5).feat, ExpertWindows.draw
-    monkeypatch.setattr(ExpertWindows, "draw", lambda self, *rest: drawn.append(draw(self, *rest)) or drawn[-1])
-    monkeypatch.setattr(ditto, "imagine", lambda *rest: dreams.append(imagine(*rest)) or dreams[-1])
-
-    def watched(inputs, outputs, *rest):
-        network = mlp(inputs, outputs, *rest)
-        if outputs == 1:  # the critic, and its copy the target critic
-            network.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
-        return network
-
-    monkeypatch.setattr(ditto, "mlp", watched)
-    where = {"data_dir": str(recorded / "expert"), "updates": 1, "log_every": 1}
-    ditto.main(tiny.exact_args(ditto, **where, run_dir=str(tmp_path / "pair"), critic_sees_expert=True))
-    pair = torch.cat([dreams[0][0], feat[drawn[0]]], -1)  # (H + 1, N, 2F)
-    assert torch.equal(seen[0], pair) and torch.equal(seen[1], pair[:-1])
-    count, calls = len(drawn), len(seen)
-    ditto.main(tiny.exact_args(ditto, **where, run_dir=str(tmp_path / "alone")))
-    assert seen[calls].shape == feat[drawn[count]].shape  # (H + 1, N, F)
-
-
 # the real environment
 
 
