@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The literal commands of every figure and table: copy one, or run all of a size with
-#     bash benchmark/figures.sh small          (CPU: Boxing, whose world model and 30 demonstrations are shipped)
+#     bash benchmark/figures.sh small          (CPU: Pong, whose world model and 36 demonstrations are shipped)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
 # typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/. They need `pip install matplotlib`.
@@ -10,18 +10,18 @@ cd "$(dirname "$0")/.."
 case "${1:-}" in
 small)
     # Figure 2: return, latent distance and action agreement through training
-    python benchmark/run_grid.py --env-ids BoxingNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "d_bc: --updates 2000" "bc_pixels: --updates 2000 --dilation 1"
-    python benchmark/plot.py --figure training --size small --env-ids BoxingNoFrameskip-v4 --num-expert-episodes 30 --out docs/training_small.png
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "bc_pixels: --updates 2000"
+    python benchmark/plot.py --figure training --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 30 --out docs/training_Pong.png
     # Figure 3: final return against the number of expert episodes, and the table
-    python benchmark/run_grid.py --env-ids BoxingNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "d_bc: --updates 2000" "bc_pixels: --updates 2000 --dilation 1"
-    python benchmark/plot.py --figure episodes --size small --env-ids BoxingNoFrameskip-v4 --out docs/episodes_small.png
-    python benchmark/plot.py --figure table --size small --env-ids BoxingNoFrameskip-v4 --out docs/table_small.md
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "bc_pixels: --updates 2000"
+    python benchmark/plot.py --figure episodes --size small --env-ids PongNoFrameskip-v4 --out docs/episodes_Pong.png
+    python benchmark/plot.py --figure table --size small --env-ids PongNoFrameskip-v4 --out docs/table_Pong.md
     # Figure 4: horizon; the default has H = 5
-    python benchmark/run_grid.py --env-ids BoxingNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "h1: --horizon 1" "h15: --horizon 15" --options="--size small --threads 1"
-    python benchmark/plot.py --figure horizon --size small --env-ids BoxingNoFrameskip-v4 --num-expert-episodes 30 --out docs/horizon_small.png
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "h1: --horizon 1" "h15: --horizon 15" --options="--size small --threads 1"
+    python benchmark/plot.py --figure horizon --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 30 --out docs/horizon_Pong.png
     # reward: Eq. 8 against the paper's ablations, and against comparing the whole latent (h, z)
-    python benchmark/run_grid.py --env-ids BoxingNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "l2: --reward l2" "cosine: --reward cosine" "full: --reward-latent full" --options="--size small --threads 1"
-    python benchmark/plot.py --figure variants --size small --env-ids BoxingNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants default l2 cosine full --out docs/reward_small.png
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "l2: --reward l2" "cosine: --reward cosine" "full: --reward-latent full" --options="--size small --threads 1"
+    python benchmark/plot.py --figure variants --size small --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants default l2 cosine full --out docs/reward_Pong.png
     ;;
 paper)
     # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
