@@ -179,7 +179,7 @@ class Actor(nn.Module):
         return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
 
     def log_prob(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi(action | feat) (...) and the entropy (...) (of the Gaussian before squashing, if continuous)."""
+        """log pi(action | feat) (...) and the entropy (...) (estimated from one draw with a gradient, if continuous)."""
         if self.discrete:
             logits = F.log_softmax(self.net(feat), -1)
             return (logits * action).sum(-1), -(logits.exp() * logits).sum(-1)
@@ -187,7 +187,9 @@ class Actor(nn.Module):
         squashed = ((action - self.center) / self.scale).clamp(-1 + 1e-5, 1 - 1e-5)
         density = -0.5 * ((torch.atanh(squashed) - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
         log_prob = (density - torch.log1p(-squashed.square()) - self.scale.log()).sum(-1)
-        return log_prob, (std.log() + 0.5 * np.log(2 * np.pi * np.e)).sum(-1)
+        drawn = mean + std * torch.randn_like(std)
+        log_slope = 2 * (np.log(2) - drawn - F.softplus(-2 * drawn)) + self.scale.log()  # log |d action / d drawn|
+        return log_prob, (std.log() + 0.5 * np.log(2 * np.pi * np.e) + log_slope).sum(-1)
 
 
 # --- end ---

@@ -171,7 +171,9 @@ def test_sizes_hold_existing_arguments_of_the_right_type(module):
 def test_baselines_have_the_sizes_of_ditto(module):
     encoder, no_windows = {"depth", "pixel_stats", "pixel_std_floor", "dilation"}, {"horizon", "batch_size"}
     free = encoder | no_windows if module is bc_pixels else set()
-    free |= {"entropy", "entropy_end"} if module is not d_gail else set()  # eta of Eq. 16; cloning has eta_BC, 0.1 always
+    free |= (
+        {"entropy", "entropy_end"} if module is not d_gail else set()
+    )  # eta of Eq. 16; cloning has eta_BC, 0.1 always
     for size in ditto.SIZES:
         left, right = ({k: v for k, v in sizes[size].items() if k not in free} for sizes in (ditto.SIZES, module.SIZES))
         assert left == right, size
