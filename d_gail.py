@@ -184,7 +184,7 @@ class Actor(nn.Module):
         return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
 
     def log_prob(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """log pi(action | feat) (...) and the entropy (...) (estimated from one draw with a gradient, if continuous)."""
+        """log pi(action | feat) (...) and the entropy (...) (if continuous: estimated from one draw)."""
         if self.discrete:
             logits = F.log_softmax(self.net(feat), -1)
             return (logits * action).sum(-1), -(logits.exp() * logits).sum(-1)
