@@ -1,0 +1,316 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""dm_control's Walker and Cheetah through Gymnasium's API, and recorded data of them: state, or state and pixels.
+
+    python dmc.py --env-id walker-stand                       # SAC: its replay buffer and 100 demonstrations
+    python dmc.py --env-id walker-walk --num-episodes 400     # a harder task needs more games
+    python dmc.py --env-id walker-walk --agent random         # the data set walker-random
+
+Needs the packages of requirements-dmc.txt. Tasks: walker-stand, -walk, -run; cheetah-run, -runb (backward), -flip,
+-flipb. Every decision is played twice (action repeat 2): 500 decisions per game, which only the time limit ends.
+Walker's rewards and cheetah-run's are dm_control's, summed over the repeats (at most 1000); the three custom rewards are
+AIME's (arXiv 2312.02019), read once per decision from the velocities of the root joints (at most 500).
+Settings: mdp (all sensors), lpomdp (no velocities), visual (64x64 pictures of camera 0, actions and rewards as ever).
+
+Each data set is a folder of 0.npz, 1.npz, ..., AIME's published format: per game of T decisions reward (T+1, 1), is_first,
+is_last, is_terminal (T+1, 1), pre_action (T+1, 6), which led to the row (zeros first), every sensor (T+1, size), and with
+--pixels image (T+1, 64, 64, 3). Folders of the authors' release are read as they are. A mix of data sets is not stored:
+aime.py takes several folders. The buffer holds whole games in the order in which SAC played them, with sampled actions,
+the first 5 at random; the demonstrations are played afterwards by its mean action.
+"""
+
+import ctypes.util
+import dataclasses
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+
+@dataclass
+class Args:
+    # run
+    seed: int = 1
+    """seed of the agent and of its games"""
+    threads: int = 1
+    """CPU threads; 0 leaves PyTorch's choice. SAC's small networks gain nothing from more than one"""
+    # data
+    env_id: str = "walker-stand"
+    """walker-stand, walker-walk, walker-run, cheetah-run, cheetah-runb, cheetah-flip or cheetah-flipb"""
+    agent: Literal["sac", "random"] = "sac"
+    """sac: <env_id>-buffer and <env_id>-expert; random: <body>-random, uniform actions"""
+    data_dir: str = "data/dmc"
+    """folder of all data sets"""
+    num_episodes: int = 200
+    """games of the replay buffer or of the random data (paper: 1000)"""
+    num_demonstrations: int = 100
+    """games of the expert"""
+    max_steps: int = 500
+    """decisions per game"""
+    pixels: bool = False
+    """store 64x64 pictures too"""
+    # sac
+    update_every: int = 1
+    """decisions per gradient step"""
+    batch_size: int = 256
+    """transitions per gradient step"""
+    learning_rate: float = 3e-4
+    """Adam's step size"""
+
+
+SENSORS = {
+    "walker": {"orientations": 14, "height": 1, "velocity": 9},
+    "cheetah": {"position": 8, "velocity": 9},
+}
+CUSTOM = {  # index into qvel, sign, speed for the full reward; Cheetah's root joints are rootx, rootz, rooty
+    "cheetah-runb": (0, -1, 10.0),
+    "cheetah-flip": (2, 1, 5.0),
+    "cheetah-flipb": (2, -1, 5.0),
+}
+TASKS = ["walker-stand", "walker-walk", "walker-run", "cheetah-run", *CUSTOM]
+Setting = Literal["mdp", "lpomdp", "visual"]
+
+
+def observed(env_id: str, setting: Setting) -> dict[str, int]:
+    """Names and sizes of what a setting shows, in the order of the observation vector (visual: image and channels)."""
+    if env_id not in TASKS:
+        sys.exit(f"--env-id {env_id} is unknown: choose {', '.join(TASKS)}.")
+    sensors = SENSORS[env_id.split("-")[0]]
+    if setting == "visual":
+        return {"image": 3}
+    return {name: size for name, size in sensors.items() if setting == "mdp" or name != "velocity"}
+
+
+def load_task(env_id: str, seed: int = 0):
+    """dm_control's environment; the custom tasks run on the physics of cheetah-run."""
+    if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
+        # without a screen dm_control would still choose GLFW, and fail at the first picture
+        found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
+        os.environ["MUJOCO_GL"] = found[0].lower() if found else "off"
+    try:
+        from dm_control import suite
+    except ImportError as error:
+        sys.exit(f"dm_control cannot be imported ({error}): pip install -r requirements-dmc.txt.")
+    body, task = env_id.split("-")
+    return suite.load(body, "run" if env_id in CUSTOM else task, task_kwargs={"random": seed})
+
+
+class DMC(gym.Env):
+    """A task of dm_control: a flat float32 vector, or a picture (64, 64, 3) uint8; actions (6,) in [-1, 1].
+
+    info holds every sensor, and the picture if the setting or `pixels` asks for it.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
+
+    def __init__(self, env_id: str, setting: Setting = "mdp", pixels: bool = False, max_steps: int = 500):
+        self.keys = observed(env_id, setting)
+        self.env_id, self.pixels, self.max_steps = env_id, pixels or setting == "visual", max_steps
+        self.sensors, self.render_mode = SENSORS[env_id.split("-")[0]], "rgb_array"
+        self.task = load_task(env_id)
+        if setting == "visual":
+            self.observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        else:
+            self.observation_space = gym.spaces.Box(-np.inf, np.inf, (sum(self.keys.values()),), np.float32)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, self.task.action_spec().shape, np.float32)
+
+    def observe(self, sensors: dict) -> tuple[np.ndarray, dict]:
+        """Observation and info of a time-step."""
+        info = {name: np.atleast_1d(sensors[name]).astype(np.float32) for name in self.sensors}
+        if self.pixels:
+            info["image"] = self.render()
+        parts = [info[name] for name in self.keys]
+        return (parts[0] if "image" in self.keys else np.concatenate(parts)), info
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.task.task.random.seed(seed % 2**32)  # dm_control's own generator places the body
+        self.steps = 0
+        return self.observe(self.task.reset().observation)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        action, reward = np.clip(action, -1.0, 1.0).astype(np.float64), 0.0
+        for _ in range(2):
+            step = self.task.step(action)
+            reward += step.reward
+        if self.env_id in CUSTOM:
+            reward = self.custom_reward(self.task.physics.velocity())
+        self.steps += 1
+        obs, info = self.observe(step.observation)
+        return obs, float(reward), False, self.steps >= self.max_steps, info
+
+    def custom_reward(self, velocity: np.ndarray) -> float:
+        """AIME's rewards of running backward and flipping, from qvel (9,)."""
+        joint, sign, full = CUSTOM[self.env_id]
+        return float(np.clip(sign * velocity[joint] / full, 0.0, 1.0))
+
+    def render(self) -> np.ndarray:
+        """Picture (64, 64, 3) uint8 of camera 0."""
+        return self.task.physics.render(64, 64, camera_id=0)
+
+
+class Recorder(gym.Wrapper):
+    """Writes every finished game into a folder, numbered on from `index`; `stop` is set after `count` games."""
+
+    def __init__(self, env: DMC, folder: Path, count: int, index: int = 0):
+        super().__init__(env)
+        self.folder, self.count, self.index, self.returns = folder, count, index, []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def reset(self, **options):
+        obs, info = self.env.reset(**options)
+        self.rows = [self.row(np.zeros(self.action_space.shape), 0.0, True, False, False, info)]
+        return obs, info
+
+    def step(self, action: np.ndarray):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self.rows.append(self.row(action, reward, False, terminated or truncated, terminated, info))
+        if (terminated or truncated) and self.index < self.count:
+            game = {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]}
+            write(self.folder / f"{self.index}.npz", lambda file: np.savez_compressed(file, **game))
+            self.index += 1
+            self.returns.append(float(game["reward"].sum(dtype=float)))
+        return obs, reward, terminated, truncated, info
+
+    def row(self, action, reward, first: bool, last: bool, terminal: bool, info: dict) -> dict[str, np.ndarray]:
+        """One row of a file: the action that led here, and what is seen now."""
+        flags = {"is_first": first, "is_last": last, "is_terminal": terminal}
+        row = {"reward": np.float32([reward]), "pre_action": np.clip(action, -1, 1).astype(np.float32)}
+        return row | {name: np.array([value]) for name, value in flags.items()} | info
+
+
+def write(path: Path, save) -> None:
+    """Write a file under a temporary name and rename it: a crash never leaves a half-written one."""
+    with open(f"{path}.tmp", "wb") as file:
+        save(file)
+    os.replace(f"{path}.tmp", path)
+
+
+def rollouts(env: DMC, act, seeds: list[int], report: str = "") -> list[float]:
+    """Play one game per seed with action = act(observation); their returns."""
+    returns, began = [], time.time()
+    for k, seed in enumerate(seeds):
+        obs, ended, total = env.reset(seed=seed)[0], False, 0.0
+        while not ended:
+            obs, reward, _, ended, _ = env.step(act(obs))
+            total += reward
+        returns.append(total)
+        if report:
+            left = (time.time() - began) / (k + 1) * (len(seeds) - k - 1)
+            print(
+                f"\r{report}: game {k + 1}/{len(seeds)}, return {total:.0f}, {left:.0f} s left   ", end="", flush=True
+            )
+    print(end="\n" if report else "")
+    return returns
+
+
+def random_returns(env_id: str, games: int = 20, seed: int = 30_000, max_steps: int = 500) -> list[float]:
+    """Returns of uniformly random actions."""
+    rng = np.random.default_rng(seed)
+    act = lambda obs: rng.uniform(-1.0, 1.0, 6)  # noqa: E731
+    return rollouts(DMC(env_id, max_steps=max_steps), act, list(range(seed, seed + games)))
+
+
+def train_sac(args: Args, folder: Path):
+    """Train SAC for as many games as the buffer shall hold; the agent. Its games are written as they end."""
+    try:
+        from stable_baselines3 import SAC
+        from stable_baselines3.common.callbacks import BaseCallback
+    except ImportError as error:
+        sys.exit(f"stable-baselines3 cannot be imported ({error}): pip install -r requirements-dmc.txt.")
+    env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
+    total, began = args.num_episodes * args.max_steps, time.time()
+
+    class Progress(BaseCallback):
+        def _on_step(self) -> bool:
+            if self.num_timesteps % args.max_steps == 0:
+                speed = self.num_timesteps / (time.time() - began)
+                print(f"\rSAC: game {len(env.returns)}/{args.num_episodes}, mean return of the last ten"
+                      f" {np.mean(env.returns[-10:]):.0f}, {speed:.0f} decisions/s,"
+                      f" {(total - self.num_timesteps) / speed:.0f} s left   ", end="", flush=True)  # fmt: skip
+            return True
+
+    agent = SAC("MlpPolicy", env, learning_rate=args.learning_rate, buffer_size=total, batch_size=args.batch_size,
+                learning_starts=min(5, args.num_episodes) * args.max_steps, train_freq=args.update_every,
+                gradient_steps=1, seed=args.seed, device="cpu")  # fmt: skip
+    agent.learn(total, callback=Progress())
+    print()
+    write(folder / "agent.zip", agent.save)
+    return agent
+
+
+def store(folder: Path, args: Args, agent: str, returns: list[float], random: list[float]) -> None:
+    """Write dataset.json."""
+    packages = ("dm_control", "mujoco", "stable_baselines3", "gymnasium", "numpy", "torch")
+    versions = {name: version(name) for name in packages if agent == "sac" or name != "stable_baselines3"}
+    meta = {"env_id": args.env_id, "agent": agent, "seed": args.seed, "max_steps": args.max_steps,
+            "expert_returns": returns, "random_returns": random, "args": dataclasses.asdict(args),
+            "versions": versions}  # fmt: skip
+    write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+
+
+def complete(folder: Path, games: int) -> bool:
+    """Whether a folder holds so many games and was finished."""
+    return (folder / "dataset.json").exists() and len(list(folder.glob("*.npz"))) >= games
+
+
+def main(args: Args) -> dict:
+    """Make what is missing; return the mean returns."""
+    observed(args.env_id, "mdp")
+    if min(args.num_episodes, args.num_demonstrations, args.max_steps) < 1:
+        sys.exit("--num-episodes, --num-demonstrations and --max-steps must be 1 or more.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    root, body = Path(args.data_dir), args.env_id.split("-")[0]
+    result = {}
+
+    def finish(folder: Path, agent: str, returns: list[float]) -> None:
+        random = random_returns(args.env_id, max_steps=args.max_steps)
+        store(folder, args, agent, returns, random)
+        result[folder.name] = float(np.mean(returns))
+        print(f"{folder}: {len(returns)} games, mean return {np.mean(returns):.1f}, random {np.mean(random):.1f}")
+
+    if args.agent == "random":
+        folder = root / f"{body}-random"
+        if not complete(folder, args.num_episodes):
+            rng = np.random.default_rng(args.seed)
+            env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
+            seeds = [args.seed * 100_000 + k for k in range(args.num_episodes)]
+            finish(folder, "random", rollouts(env, lambda obs: rng.uniform(-1.0, 1.0, 6), seeds, "random"))
+        return result
+
+    # an interrupted training begins anew and overwrites its games: SAC cannot be resumed exactly
+    buffer, demonstrations = root / f"{args.env_id}-buffer", root / f"{args.env_id}-expert"
+    if not complete(buffer, args.num_episodes) or not (buffer / "agent.zip").exists():
+        train_sac(args, buffer)
+        rewards = [np.load(buffer / f"{k}.npz")["reward"].sum(dtype=float) for k in range(args.num_episodes)]
+        finish(buffer, "sac", [float(value) for value in rewards])
+    if not complete(demonstrations, args.num_demonstrations):
+        from stable_baselines3 import SAC
+
+        agent = SAC.load(buffer / "agent.zip", device="cpu")
+        games = DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps)
+        env = Recorder(games, demonstrations, args.num_demonstrations)
+        seeds = [50_000_000 + args.seed * 100_000 + k for k in range(args.num_demonstrations)]
+        act = lambda obs: agent.predict(obs, deterministic=True)[0]  # noqa: E731
+        finish(demonstrations, "sac", rollouts(env, act, seeds, "demonstrations"))
+    return result
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Args))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command starts this data set again.")
