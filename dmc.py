@@ -10,15 +10,15 @@
 
 Needs the packages of requirements-dmc.txt. Tasks: walker-stand, -walk, -run; cheetah-run, -runb (backward), -flip,
 -flipb. Every decision is played twice (action repeat 2): 500 decisions per game, which only the time limit ends.
-Walker's rewards and cheetah-run's are dm_control's, summed over the repeats (at most 1000); the three custom rewards are
+Walker's rewards and cheetah-run's are dm_control's, summed over the repeats (at most 1000); the three custom ones are
 AIME's (arXiv 2312.02019), read once per decision from the velocities of the root joints (at most 500).
 Settings: mdp (all sensors), lpomdp (no velocities), visual (64x64 pictures of camera 0, actions and rewards as ever).
 
-Each data set is a folder of 0.npz, 1.npz, ..., AIME's published format: per game of T decisions reward (T+1, 1), is_first,
-is_last, is_terminal (T+1, 1), pre_action (T+1, 6), which led to the row (zeros first), every sensor (T+1, size), and with
---pixels image (T+1, 64, 64, 3). Folders of the authors' release are read as they are. A mix of data sets is not stored:
-aime.py takes several folders. The buffer holds whole games in the order in which SAC played them, with sampled actions,
-the first 5 at random; the demonstrations are played afterwards by its mean action.
+Each data set is a folder of 0.npz, 1.npz, ..., AIME's published format: per game of T decisions reward (T+1, 1),
+is_first, is_last, is_terminal (T+1, 1), pre_action (T+1, 6), which led to the row (zeros first), every sensor
+(T+1, size), and with --pixels image (T+1, 64, 64, 3). Folders of the authors' release are read as they are. A mix of
+data sets is not stored: aime.py takes several folders. The buffer holds whole games in the order in which SAC played
+them, with sampled actions, the first 5 at random; the demonstrations are played afterwards by its mean action.
 """
 
 import ctypes.util
@@ -168,6 +168,7 @@ class Recorder(gym.Wrapper):
         super().__init__(env)
         self.folder, self.count, self.index, self.returns = folder, count, index, []
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "unfinished").touch()  # `store` takes it away
 
     def reset(self, **options):
         obs, info = self.env.reset(**options)
@@ -259,11 +260,12 @@ def store(folder: Path, args: Args, agent: str, returns: list[float], random: li
             "expert_returns": returns, "random_returns": random, "args": dataclasses.asdict(args),
             "versions": versions}  # fmt: skip
     write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+    (folder / "unfinished").unlink(missing_ok=True)
 
 
 def complete(folder: Path, games: int) -> bool:
     """Whether a folder holds so many games and was finished."""
-    return (folder / "dataset.json").exists() and len(list(folder.glob("*.npz"))) >= games
+    return folder.exists() and not (folder / "unfinished").exists() and len(list(folder.glob("*.npz"))) >= games
 
 
 def main(args: Args) -> dict:

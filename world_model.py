@@ -302,6 +302,217 @@ class WorldModel(nn.Module):
     forward = loss  # DistributedDataParallel calls forward
 
 
+# --- Gaussian latents and low-dimensional observations: AIME's world models (arXiv 2312.02019 v1), used by aime.py ---
+
+
+def kl_gaussian(left: Tensor, right: Tensor) -> Tensor:
+    """KL divergence, in nats, per latent: mean and standard deviation side by side (..., 2Z) -> (..., Z)."""
+    (left_mean, left_std), (right_mean, right_std) = left.float().chunk(2, -1), right.float().chunk(2, -1)
+    distance = (left_std.square() + (left_mean - right_mean).square()) / (2 * right_std.square())
+    return (right_std / left_std).log() + distance - 0.5
+
+
+def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density (...) of each element, constants included (authors' code)."""
+    return -0.5 * ((value - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+
+
+def evidence_terms(log_prob: Tensor, std: Tensor, kl: Tensor, reweight: bool) -> tuple[Tensor, Tensor]:
+    """Both halves of the negative ELBO, () each: log_prob and std (T, B, O), kl (T, B); sums over T, mean over B.
+
+    `reweight` is the beta-NLL with beta = 0.5 (authors' code): each log-probability is multiplied by its own standard
+    deviation, and the KL of a step by the mean of them. Neither factor gets a gradient: as a part of the loss, sigma
+    could be lowered to make any error cheap.
+    """
+    if reweight:
+        log_prob, kl = log_prob * std.detach(), kl * std.detach().mean(-1)
+    return -log_prob.sum(-1).sum(0).mean(), kl.sum(0).mean()
+
+
+class GaussianLatent:
+    """Z independent Gaussians; parameters are mean and standard deviation side by side (..., 2Z)."""
+
+    def __init__(self, stoch: int):
+        self.size, self.params = stoch, 2 * stoch
+
+    def sample(self, params: Tensor) -> Tensor:
+        """Reparameterised sample (..., Z)."""
+        mean, std = params.chunk(2, -1)
+        return mean + std * torch.randn_like(std)
+
+    def kl(self, post: Tensor, prior: Tensor, alpha: float | None = None, free_nats: float = 0.0) -> Tensor:
+        """KL (...) of posterior and prior; alpha balances it as Eq. 12 does (None: plain).
+
+        Below `free_nats`, the total of a step, it has no gradient. The value is always the plain KL.
+        """
+        if alpha is None:
+            total = kl_gaussian(post, prior).sum(-1)
+        else:
+            total = alpha * kl_gaussian(post.detach(), prior).sum(-1)
+            total = total + (1 - alpha) * kl_gaussian(post, prior.detach()).sum(-1)
+        if free_nats <= 0:
+            return total
+        clamped = total.clamp_min(free_nats)
+        return clamped + (total - clamped).detach()
+
+
+class TwinMLP(nn.Module):
+    """Two ELU networks of one shape side by side, mean and standard deviation: (..., inputs) -> two (..., outputs).
+
+    One batched product per layer is half the kernel launches of two networks; PyTorch's default initialisation.
+    """
+
+    def __init__(self, inputs: int, outputs: int, units: int, layers: int = 2):
+        super().__init__()
+        sizes = [inputs, *[units] * layers, outputs]
+        shapes = [((2, i, o), (2, 1, o), i**-0.5) for i, o in zip(sizes, sizes[1:])]
+        self.weights = nn.ParameterList(torch.empty(weight).uniform_(-bound, bound) for weight, _, bound in shapes)
+        self.biases = nn.ParameterList(torch.empty(bias).uniform_(-bound, bound) for _, bias, bound in shapes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = x.flatten(0, -2).expand(2, -1, -1)
+        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            hidden = torch.baddbmm(bias, F.elu(hidden) if k else hidden, weight)
+        mean, raw = hidden.unflatten(1, x.shape[:-1])
+        return mean, F.softplus(raw) + 1e-6
+
+
+class TwinGaussian(TwinMLP):
+    """The same, mean and standard deviation side by side (..., 2 * outputs)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat(super().forward(x), -1)
+
+
+def silu_mlp(inputs: int, units: int, layers: int, outputs: int = 0) -> nn.Sequential:
+    """Linear, LayerNorm, SiLU `layers` times, then a linear layer if `outputs`."""
+    sizes = [inputs, *[units] * layers]
+    parts = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.LayerNorm(o), nn.SiLU())]
+    return nn.Sequential(*parts, *([nn.Linear(sizes[-1], outputs)] if outputs else []))
+
+
+class BoundedGaussian(nn.Module):
+    """One SiLU network with a common head: (..., inputs) -> mean and 2 sigmoid(x / 2) + 0.1 side by side (..., 2Z)."""
+
+    def __init__(self, inputs: int, outputs: int, units: int):
+        super().__init__()
+        self.net = silu_mlp(inputs, units, 1, 2 * outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean, raw = self.net(x).chunk(2, -1)
+        return torch.cat([mean, 2 * torch.sigmoid(raw / 2) + 0.1], -1)
+
+
+class GaussianWorldModel(WorldModel):
+    """AIME's model: Gaussian latent (B, Z), observations obs (T, B, O) of sensors, or pictures (T, B, 64, 64, C) uint8.
+
+    config: variant (rssm: Walker's model; rssmo: Cheetah's, `ssm.py:733` of the authors' code), deter, stoch, hidden,
+    keys (name and size of every sensor in the order of O; or image and C), action_size.
+    rssm: no layer before the GRU, two networks per Gaussian, learned decoder deviation, sensors enter as they are.
+    rssmo: LayerNorm and SiLU, bounded deviation, encoder for the sensors, decoder deviation 1.
+    """
+
+    def __init__(self, config: dict):
+        nn.Module.__init__(self)  # not WorldModel's, whose networks are others
+        self.config = config | {"channels": config["keys"].get("image", 0)}
+        c, keys, rssm = config, config["keys"], config["variant"] == "rssm"
+        self.image, self.reweight = "image" in keys, rssm
+        deter, stoch, hidden = c["deter"], c["stoch"], c["hidden"]
+        self.latent, self.feat_size = GaussianLatent(stoch), deter + stoch
+        if self.image:  # 64 -> 31 -> 14 -> 6 -> 2; the last convolution is linear
+            widths, convs = [keys["image"], 32, 64, 128, 256], []
+            for i, o in zip(widths, widths[1:]):
+                convs += [nn.Conv2d(i, o, 4, stride=2), nn.ReLU()]
+            self.encoder, self.embed_size = nn.Sequential(*convs[:-1], nn.Flatten()), 1024
+            self.decoder = nn.Sequential(  # 1 -> 5 -> 13 -> 30 -> 64
+                nn.Linear(self.feat_size, 1024), nn.Unflatten(-1, (1024, 1, 1)),
+                nn.ConvTranspose2d(1024, 128, 5, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(128, 64, 5, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(64, 32, 6, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(32, keys["image"], 6, stride=2), nn.Sigmoid(),
+            )  # fmt: skip
+        elif rssm:
+            self.encoder, self.embed_size = nn.Identity(), sum(keys.values())
+            self.decoder = nn.ModuleList(TwinMLP(self.feat_size, size, hidden) for size in keys.values())
+        else:
+            self.encoder, self.embed_size = silu_mlp(sum(keys.values()), hidden, 2), hidden
+            self.decoder = nn.ModuleList(silu_mlp(self.feat_size, hidden, 2, size) for size in keys.values())
+        inputs, head = stoch + c["action_size"], TwinGaussian if rssm else BoundedGaussian
+        self.action_in = nn.Identity()  # the action enters unprojected
+        self.joint_in = nn.Identity() if rssm else silu_mlp(inputs, hidden, 1)
+        self.gru = nn.GRUCell(inputs if rssm else hidden, deter)
+        self.prior, self.post = head(deter, stoch, hidden), head(deter + self.embed_size, stoch, hidden)
+
+    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Zero state for `batch` episodes: deter (B, D), stoch (B, Z)."""
+        zeros = self.gru.weight_hh.new_zeros
+        return zeros(batch, self.config["deter"]), zeros(batch, self.config["stoch"])
+
+    def preprocess(self, obs: Tensor) -> Tensor:
+        """Pictures (..., 64, 64, C) uint8 to (..., C, 64, 64) in [0, 1]; sensors stay as they are."""
+        return obs.movedim(-1, -3).float() / 255 if self.image else obs
+
+    def embed(self, obs: Tensor) -> Tensor:
+        """Preprocessed observations -> embeddings (..., E)."""
+        if not self.image:
+            return self.encoder(obs)
+        return self.encoder(obs.flatten(0, -4)).unflatten(0, obs.shape[:-3])
+
+    def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
+        """h_t from the state before and the action (B, A) taken in it -> deter (B, D)."""
+        return self.gru(self.joint_in(torch.cat([state[1], action_in], -1)), state[0])
+
+    def observe(self, state: tuple[Tensor, Tensor], embed: Tensor, action: Tensor):
+        """One step of filtering: the state (B, .) before, embed (B, E), the action (B, A) that led to it."""
+        deter = self.recur(state, action)
+        post = self.post(torch.cat([deter, embed], -1))
+        return (deter, self.latent.sample(post)), post
+
+    def filter_embeds(self, embed: Tensor, prev_action: Tensor, is_first: Tensor, state=None):
+        """The recurrent part of `encode`, from embeddings (T, B, E)."""
+        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
+        state = self.initial(prev_action.shape[1]) if state is None else state
+        steps = []
+        for t in range(len(prev_action)):
+            state, post = self.observe(tuple(x * keep[t] for x in state), embed[t], prev_action[t] * keep[t])
+            steps.append((*state, post))
+        return *map(torch.stack, zip(*steps)), state
+
+    def decode(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the observation, (..., O) each, from feat (..., F); pictures flattened."""
+        if self.image:
+            mean = self.decoder(feat.flatten(0, -2)).flatten(1).unflatten(0, feat.shape[:-1])
+            return mean, torch.ones_like(mean)
+        if self.reweight:
+            means, stds = zip(*[net(feat) for net in self.decoder])
+            return torch.cat(means, -1), torch.cat(stds, -1)
+        mean = torch.cat([net(feat) for net in self.decoder], -1)
+        return mean, torch.ones_like(mean)
+
+    def evidence(self, obs: Tensor, act, kl_balance: float | None = None, free_nats: float = 0.0) -> dict[str, Tensor]:
+        """The negative ELBO of clips obs (T, B, ...), its actions given by act(feat (B, F), embed (B, E), t) -> (B, A).
+
+        act is asked in the state before a step, first in the zero state, and sees what the step leads to; nothing is
+        detached, so that it can be trained through all T steps. Returns nll and kl (), weighted as the variant
+        prescribes; elbo (), unweighted; the latents deter, stoch, embed and the actions (T, B, .).
+        """
+        pixels = self.preprocess(obs)
+        embed, state = self.embed(pixels), self.initial(obs.shape[1])
+        steps = []
+        for t in range(len(obs)):
+            action = act(torch.cat(state, -1), embed[t], t)
+            state, post = self.observe(state, embed[t], action)
+            steps.append((*state, post, action))
+        deter, stoch, post, action = map(torch.stack, zip(*steps))
+        kl = self.latent.kl(post, self.prior(deter), kl_balance, free_nats)  # (T, B): the loop needs no prior
+        mean, std = self.decode(torch.cat([deter, stoch], -1))  # (T, B, O)
+        log_prob = gaussian_log_prob(pixels.flatten(2), mean, std)
+        nll, weighted_kl = evidence_terms(log_prob, std, kl, self.reweight)
+        elbo = (log_prob.detach().sum(-1) - kl.detach()).sum(0).mean()
+        latents = {"deter": deter, "stoch": stoch, "embed": embed, "action": action}
+        return {"nll": nll, "kl": weighted_kl, "elbo": elbo, "plain_kl": kl.detach().sum(0).mean()} | latents
+
+
 # --- same in: collect_data, bc_pixels, world_model ---
 @functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
@@ -560,6 +771,51 @@ class Streams:
         self.row, self.fresh = saved["row"], saved["fresh"]
 
 
+class Trajectories:
+    """Recorded trajectories in AIME's published format (`0.npz, 1.npz, ...`), end to end; see docs/aime.md.
+
+    obs (N, O) float32, the sensors in `keys` side by side, or (N, 64, 64, C) uint8; prev_action (N, A), the action that
+    led to the row. With actions=False the files' actions are not read and prev_action is None.
+    """
+
+    def __init__(self, folders: list[str], keys: dict[str, int], limit: int = 0, actions: bool = True, device="cpu"):
+        obs, prev_action, self.starts, self.returns, self.meta = [], [], [0], [], {}
+        for folder in map(Path, folders):
+            files = sorted((f for f in folder.glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))
+            if not files:
+                sys.exit(f"No trajectories in {folder}: make them with dmc.py, or name another folder.")
+            for file in files[: limit or None]:
+                try:
+                    with np.load(file, allow_pickle=False) as npz:  # reads only the keys that are asked for
+                        parts = [npz[name] for name in keys]
+                        prev_action += [npz["pre_action"].astype(np.float32)] if actions else []
+                        self.returns.append(float(npz["reward"].sum(dtype=float)))
+                    sizes = [part.shape[-1] if part.ndim > 1 else 1 for part in parts]
+                    if sizes != list(keys.values()) or len({len(part) for part in parts}) > 1:
+                        raise ValueError(f"it has {dict(zip(keys, sizes))}, not {keys}")
+                    if "image" in keys:
+                        obs.append(parts[0])
+                    else:
+                        obs.append(np.concatenate([p.reshape(len(p), -1) for p in parts], -1).astype(np.float32))
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    sys.exit(f"{file} is not a trajectory of this kind ({error}): delete it or name another folder.")
+                self.starts.append(self.starts[-1] + len(obs[-1]))
+            meta_file = folder / "dataset.json"
+            self.meta = self.meta or (json.loads(meta_file.read_text()) if meta_file.exists() else {})
+        self.obs = torch.from_numpy(np.concatenate(obs)).to(device)
+        self.prev_action = torch.from_numpy(np.concatenate(prev_action)).to(device) if actions else None
+        self.starts = torch.tensor(self.starts)  # (trajectories + 1,)
+
+    def first_rows(self, length: int) -> Tensor:
+        """Rows at which a window of `length` rows begins that crosses no trajectory's end."""
+        row = torch.arange(len(self.obs))
+        ends = self.starts[torch.searchsorted(self.starts, row, right=True)]
+        inside = row[row + length <= ends]
+        if not len(inside):
+            sys.exit(f"No trajectory has {length} rows: lower --batch-length, or record longer ones.")
+        return inside
+
+
 def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of (dilated) frames, global (1, 1, 1) or per pixel (C, 64, 64), in grey levels."""
     probe = WorldModel(
@@ -615,7 +871,8 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> Wo
         sys.exit(f"No world model at {path}: train one with world_model.py, or name another with --world-model.")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-        model = WorldModel(content["config"])
+        cls = GaussianWorldModel if "variant" in content["config"] else WorldModel
+        model = cls(content["config"])
         model.load_state_dict({name: value.float() for name, value in content["model"].items()})
     except Exception as error:
         sys.exit(
