@@ -6,8 +6,8 @@
 
 Paper: arXiv 2312.02019 v1. A body that has learnt from its own past what its actions do can watch an expert without
 seeing the expert's actions: they are those that make what is seen likeliest under its model. Phase 1 trains that model
-on trajectories with actions, phase 2 freezes it and trains a policy by the same objective, its actions taking the place of
-the recorded ones. No rewards, no environment, and in phase 2 no actions.
+on trajectories with actions, phase 2 freezes it and trains a policy by the same objective, its actions taking the place
+of the recorded ones. No rewards, no environment, and in phase 2 no actions.
 
   (1) phase 1: draw B clips of T observations o_t, and the actions a_{t-1} that led to them    `draw_clips`
   (2) filter them, z_t ~ q(z | h_t, o_t); Adam step on -ELBO(o_{1:T} | a_{0:T-1})              `body_loss`
