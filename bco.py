@@ -93,6 +93,8 @@ class Args:
     """epochs that every stage has at least"""
     min_updates: int = 5000
     """updates that every stage has at least"""
+    max_epochs: int = 0
+    """epochs after which a stage stops in any case; 0: no limit (authors' code)"""
     validation_share: float = 0.3
     """share of the trajectories that are held out for the validation loss"""
 
@@ -101,7 +103,7 @@ SMALL = dict(eval_episodes=50, threads=1)
 SIZES = {
     "paper": {},
     "small": SMALL,
-    "debug": SMALL | dict(units=16, min_epochs=2, min_updates=10, patience=1, eval_episodes=2, num_expert_episodes=2),
+    "debug": SMALL | dict(units=16, min_epochs=2, min_updates=10, patience=1, max_epochs=12, eval_episodes=2, num_expert_episodes=2),
 }  # fmt: skip
 
 
@@ -331,7 +333,8 @@ class Trainer:
                 saved[k] for k in ("best", "best_loss", "stale", "epoch", "updates")
             )
         needed = max(args.min_epochs, math.ceil(args.min_updates / math.ceil(len(train) / args.batch_size)))
-        while epoch < needed or stale < args.patience:
+        limit = args.max_epochs or math.inf
+        while epoch < min(needed, limit) or (stale < args.patience and epoch < limit):
             total = torch.zeros((), device=self.device)
             for rows in train[torch.randperm(len(train), generator=rng)].split(args.batch_size):
                 value = loss(rows.to(self.device))
@@ -352,7 +355,7 @@ class Trainer:
             log(self.writer, self.run_dir, step, seconds, row)
             self.report |= row
             # ten checkpoints are enough: writing one may take longer than an epoch
-            last = epoch >= needed and stale >= args.patience
+            last = epoch >= limit or (epoch >= needed and stale >= args.patience)
             if last or epoch % max(1, needed // 10) == 0:
                 state = {"stage": name, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
                          "best_loss": best_loss, "stale": stale, "epoch": epoch, "updates": updates,

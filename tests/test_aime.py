@@ -1,0 +1,499 @@
+"""aime.py and the Gaussian world models: equations by hand, who gets gradient, a toy with known actions, whole runs."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from tiny import assert_one_sentence, interrupt, read_log, same_tensors
+from tiny_dmc import STEPS, FakeDMC, rewrite, write_trajectories
+
+import aime
+import world_model
+from aime import Args, Policy, action_error, body_loss, draw_clips, imitation_loss
+from world_model import GaussianLatent, GaussianWorldModel, Trajectories, TwinMLP, evidence_terms, gaussian_log_prob
+
+BODY_KEYS = {"losses/world_model", "losses/nll", "losses/kl", "losses/grad_norm", "world_model/elbo", "charts/SPS"}
+POLICY_KEYS = {"losses/policy", "losses/nll", "losses/kl", "losses/grad_norm", "imitate/elbo", "charts/SPS",
+               "imitate/action_error", "imitate/elbo_true_actions", "eval/return_mean", "eval/return_std",
+               "eval/return_vs_expert"}  # fmt: skip
+LOG_KEYS = BODY_KEYS | POLICY_KEYS | {"losses/idm"}
+LPOMDP = {"orientations": 14, "height": 1}
+
+
+def small_model(variant: str = "rssm", keys: dict | None = None, **changes) -> GaussianWorldModel:
+    """Untrained model of a few thousand weights."""
+    torch.manual_seed(0)
+    config = dict(variant=variant, deter=8, stoch=3, hidden=8, keys=keys or LPOMDP, action_size=6)
+    return GaussianWorldModel(config | changes)
+
+
+def clips(T: int = 5, B: int = 2, size: int = 15) -> tuple[torch.Tensor, torch.Tensor]:
+    """Observations (T, B, O) and actions (T, B, 6)."""
+    rng = torch.Generator().manual_seed(3)
+    return torch.randn(T, B, size, generator=rng), 2 * torch.rand(T, B, 6, generator=rng) - 1
+
+
+# equations
+
+
+def test_kl_of_gaussians_by_hand():
+    # N(1, 2) from N(0, 1): ln(1/2) + (4 + 1) / 2 - 1/2 = 1.3068528; N(3, 0.5) from N(2, 1): ln 2 + 1.25 / 2 - 1/2
+    left, right = torch.tensor([1.0, 3.0, 2.0, 0.5]), torch.tensor([0.0, 2.0, 1.0, 1.0])
+    torch.testing.assert_close(world_model.kl_gaussian(left, right), torch.tensor([1.3068528, 0.8181472]))
+    assert world_model.kl_gaussian(left, left).abs().max() == 0
+
+
+def test_gaussian_log_density_by_hand():
+    # -(1/2)^2 / 2 - ln 2 - ln(2 pi) / 2 = -0.125 - 0.6931472 - 0.9189385
+    value = gaussian_log_prob(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(2.0))
+    assert value.item() == pytest.approx(-1.7370857, abs=1e-6)
+
+
+def test_evidence_terms_are_sums_over_time_and_means_over_clips():
+    log_prob = torch.tensor([[[-1.0, -2.0], [0.0, 0.0]], [[-3.0, -4.0], [0.0, 0.0]]])  # (2, 2, 2)
+    kl = torch.tensor([[2.0, 0.0], [5.0, 0.0]])
+    nll, plain = evidence_terms(log_prob, torch.ones(2, 2, 2), kl, False)
+    assert (nll.item(), plain.item()) == (5.0, 3.5)  # (1 + 2 + 3 + 4) / 2, (2 + 5) / 2
+
+
+def test_beta_nll_weights_by_hand():
+    log_prob = torch.tensor([[[-1.0, -2.0]], [[-3.0, -4.0]]])  # (2, 1, 2)
+    std = torch.tensor([[[0.5, 1.5]], [[1.0, 3.0]]], requires_grad=True)
+    nll, kl = evidence_terms(log_prob, std, torch.tensor([[2.0], [5.0]]), True)
+    assert nll.item() == 18.5  # 0.5 * 1 + 1.5 * 2 + 1 * 3 + 3 * 4
+    assert kl.item() == 12.0  # mean deviation 1 and 2: 1 * 2 + 2 * 5
+    assert not nll.requires_grad and not kl.requires_grad  # the weights have no gradient
+
+
+def test_beta_nll_gradient_of_the_deviation_is_that_of_the_log_density_times_sigma():
+    std = torch.tensor([[[2.0]]], requires_grad=True)
+    log_prob = gaussian_log_prob(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), std)
+    evidence_terms(log_prob, std, torch.zeros(1, 1), True)[0].backward()
+    # d(-log p)/d sigma = 1/sigma - x^2/sigma^3 = 1/2 - 1/8, times sigma = 2
+    assert std.grad.item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("free_nats, share", [(1.0, 1.0), (2.0, 0.0)])
+def test_free_nats_stop_the_gradient_of_a_step_but_not_the_value(free_nats, share):
+    latent = GaussianLatent(1)
+    post = torch.tensor([[1.0, 2.0]], requires_grad=True)  # 1.3068528 nats from the prior
+    kl = latent.kl(post, torch.tensor([[0.0, 1.0]]), None, free_nats)
+    kl.sum().backward()
+    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
+    # d/d mean = mean = 1, d/d std = std - 1/std = 1.5
+    torch.testing.assert_close(post.grad, share * torch.tensor([[1.0, 1.5]]))
+
+
+def test_balanced_kl_has_the_plain_value_and_shared_gradients():
+    post, prior = (torch.tensor(x, requires_grad=True) for x in ([[1.0, 2.0]], [[0.0, 1.0]]))
+    kl = GaussianLatent(1).kl(post, prior, 0.8)
+    kl.sum().backward()
+    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
+    torch.testing.assert_close(post.grad, 0.2 * torch.tensor([[1.0, 1.5]]))
+    # prior: d/d mean = -(1 - 0) / 1 = -1, d/d std = 1 - (4 + 1) = -4
+    torch.testing.assert_close(prior.grad, 0.8 * torch.tensor([[-1.0, -4.0]]))
+
+
+def fixed_policy(mean: float, std: float) -> Policy:
+    """A policy that ignores the state: one action, this mean and deviation before squashing."""
+    policy = Policy(2, 1, 4)
+    for weight in policy.parameters():
+        weight.data.zero_()
+    policy.net.biases[-1].data = torch.tensor([[[mean]], [[np.log(np.expm1(std))]]]).float()  # softplus of it is std
+    return policy
+
+
+def test_tanh_gaussian_by_hand():
+    policy, feat = fixed_policy(0.0, 1.0), torch.zeros(1, 2)
+    # x = 1, action tanh 1 = 0.7615942: -1/2 - 0.9189385 - ln(1 - 0.5800257) = -0.5513778
+    assert policy.log_prob(feat, torch.tensor([[0.7615942]])).item() == pytest.approx(-0.5513778, abs=1e-5)
+    assert policy.log_prob(feat, torch.tensor([[1.0]])).isfinite().all()
+    policy = fixed_policy(0.5, 0.01)
+    assert policy.mode(feat).item() == pytest.approx(0.4621172, abs=1e-6)  # tanh 0.5
+    torch.manual_seed(0)
+    samples = torch.atanh(fixed_policy(0.5, 0.7).sample(torch.zeros(20_000, 2)))
+    assert (samples.mean().item(), samples.std().item()) == pytest.approx((0.5, 0.7), abs=0.02)
+
+
+def test_twin_networks_equal_two_networks():
+    twin = TwinMLP(4, 3, 5)
+    x = torch.randn(2, 7, 4)
+    for half, out in enumerate(twin(x)):
+        value = x
+        for k, (weight, bias) in enumerate(zip(twin.weights, twin.biases)):
+            value = torch.nn.functional.linear(
+                torch.nn.functional.elu(value) if k else value, weight[half].T, bias[half, 0]
+            )
+        value = value if half == 0 else torch.nn.functional.softplus(value) + 1e-6
+        torch.testing.assert_close(out, value)
+
+
+@pytest.mark.parametrize(
+    "variant, keys, stoch, hidden, core, encoder, decoder",
+    [  # millions of weights of the authors' models
+        ("rssm", LPOMDP, 128, 128, 1.394, 0.0, 0.398),
+        ("rssm", LPOMDP | {"velocity": 9}, 128, 128, 1.396, 0.0, 0.598),
+        ("rssm", {"image": 3}, 128, 128, 1.652, 0.690, 4.215),
+        ("rssmo", {"position": 8}, 30, 512, 2.447, 0.269, 0.547),
+    ],
+)
+def test_sizes_of_the_published_models(variant, keys, stoch, hidden, core, encoder, decoder):
+    model = GaussianWorldModel(dict(variant=variant, deter=512, stoch=stoch, hidden=hidden, keys=keys, action_size=6))
+    sizes = [(model.joint_in, model.gru, model.prior, model.post), (model.encoder,), (model.decoder,)]
+    counted = [sum(p.numel() for part in parts for p in part.parameters()) / 1e6 for parts in sizes]
+    assert counted == pytest.approx([core, encoder, decoder], abs=6e-4)
+
+
+# which action belongs to which observation
+
+
+@pytest.mark.parametrize("variant", ["rssm", "rssmo"])
+@pytest.mark.parametrize("keys", [LPOMDP, {"image": 3}])
+def test_encode_equals_evidence_with_the_same_noise(variant, keys):
+    model = small_model(variant, keys)
+    obs, prev_action = clips()
+    obs = (
+        (obs[:, :, 0, None, None, None] * 40 + 128).clamp(0, 255).byte().expand(-1, -1, 64, 64, 3)
+        if "image" in keys
+        else obs
+    )
+    torch.manual_seed(1)
+    deter, stoch, post, state = model.encode(obs, prev_action, torch.zeros(5, 2, dtype=torch.bool))
+    torch.manual_seed(1)
+    out = model.evidence(obs, lambda feat, embed, t: prev_action[t])
+    assert (deter.shape, stoch.shape, post.shape) == ((5, 2, 8), (5, 2, 3), (5, 2, 6))
+    torch.testing.assert_close(out["deter"], deter)
+    torch.testing.assert_close(out["stoch"], stoch)
+    assert torch.equal(state[0], deter[-1])
+    torch.testing.assert_close(
+        out["elbo"], -(out["nll"] + out["kl"]) if not model.reweight or model.image else out["elbo"]
+    )
+
+
+def test_an_action_moves_the_state_of_its_own_row_and_is_chosen_in_the_row_before():
+    model = small_model()
+    model.latent.sample = lambda params: params.chunk(2, -1)[0]
+    obs, prev_action = clips()
+    asked = []
+
+    def act(feat, embed, t):
+        asked.append((feat, embed))
+        return prev_action[t]
+
+    deter = model.evidence(obs, act)["deter"]
+    assert asked[0][0].abs().max() == 0  # the first action is chosen in the zero state
+    for t in range(5):
+        assert torch.equal(asked[t][1], obs[t])  # sensors enter as they are
+        assert t == 0 or torch.equal(asked[t][0][:, :8], deter[t - 1])
+    prev_action = prev_action.clone()
+    prev_action[2] *= -1
+    moved = (model.evidence(obs, lambda feat, embed, t: prev_action[t])["deter"] - deter).abs().amax((1, 2)) > 1e-7
+    assert moved.tolist() == [False, False, True, True, True]
+
+
+def test_is_first_resets_state_and_action():
+    model = small_model()
+    model.latent.sample = lambda params: params.chunk(2, -1)[0]
+    obs, prev_action = clips()
+    first = torch.zeros(5, 2, dtype=torch.bool)
+    first[3] = True
+    deter = model.encode(obs, prev_action, first)[0]
+    fresh = model.encode(obs[3:], prev_action[3:] * torch.tensor([0.0, 1.0])[:, None, None], first[3:] & False)[0]
+    torch.testing.assert_close(deter[3:], fresh)
+
+
+# data
+
+
+def test_trajectories_are_in_numeric_order_and_clips_stay_inside(tmp_path):
+    folder = write_trajectories(tmp_path / "walker-stand-buffer", 11)
+    data = Trajectories([str(folder)], LPOMDP)
+    assert data.starts.tolist() == [13 * k for k in range(12)] and data.obs.shape == (143, 15)
+    with np.load(folder / "10.npz") as npz:  # after 9, not after 1
+        np.testing.assert_array_equal(data.prev_action[130:], npz["pre_action"])
+        np.testing.assert_allclose(data.obs[130:, :14], npz["orientations"], rtol=1e-6)
+        assert data.returns[10] == pytest.approx(npz["reward"].sum(), rel=1e-5)
+    assert len(Trajectories([str(folder)], LPOMDP, limit=2).obs) == 26
+    assert len(Trajectories([str(folder)] * 2, LPOMDP).obs) == 286  # a mix
+    first = data.first_rows(10)
+    assert first.tolist() == [13 * k + j for k in range(11) for j in range(4)]
+    rows = draw_clips(first, 500, 10, torch.Generator().manual_seed(0))
+    assert rows.shape == (10, 500) and set(rows[0].tolist()) == set(first.tolist())
+    assert torch.equal(rows // 13, rows[:1] // 13 + torch.zeros_like(rows))
+
+
+def test_scalars_per_step_and_float64_of_other_writers_are_read(tmp_path):
+    folder = write_trajectories(tmp_path / "data", 1)
+    expected = Trajectories([str(folder)], LPOMDP).obs
+    rewrite(folder, lambda a: a | {"height": a["height"][:, 0], "orientations": a["orientations"].astype(np.float64)})
+    assert torch.equal(Trajectories([str(folder)], LPOMDP).obs, expected)
+
+
+def test_unneeded_keys_are_not_read(tmp_path):
+    folder = write_trajectories(tmp_path / "data", 1)
+    rewrite(folder, lambda a: a | {"pre_action": np.array(["not a number"])})
+    assert Trajectories([str(folder)], LPOMDP, actions=False).prev_action is None
+    with pytest.raises(SystemExit, match="0.npz") as stop:
+        Trajectories([str(folder)], LPOMDP)
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("damage", ["text", "sensor missing", "other size"])
+def test_damaged_trajectory_is_named(tmp_path, damage):
+    folder = write_trajectories(tmp_path / "data", 1)
+    if damage == "text":
+        (folder / "0.npz").write_text("no archive")
+    elif damage == "sensor missing":
+        rewrite(folder, lambda a: {k: v for k, v in a.items() if k != "height"})
+    else:
+        rewrite(folder, lambda a: a | {"height": np.zeros((STEPS + 1, 2))})
+    with pytest.raises(SystemExit, match="0.npz") as stop:
+        Trajectories([str(folder)], LPOMDP)
+    assert_one_sentence(stop)
+
+
+# gradients
+
+
+@pytest.mark.parametrize("variant", ["rssm", "rssmo"])
+def test_phase_1_trains_every_weight_of_the_model(variant):
+    model = small_model(variant)
+    loss, metrics = body_loss(model, *clips(), None, 0.0, 1.0)
+    loss.backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+    assert metrics["losses/world_model"] is loss
+
+
+def test_inverse_model_learns_from_detached_states():
+    model = small_model()
+    idm = Policy(model.feat_size + model.embed_size, 6, 8)
+    obs, prev_action = clips()
+    torch.manual_seed(0)
+    body_loss(model, obs, prev_action, None, 0.0, 1.0)[0].backward()
+    alone = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    torch.manual_seed(0)
+    body_loss(model, obs, prev_action, None, 0.0, 1.0, idm)[0].backward()
+    assert all(torch.equal(alone[name], p.grad) for name, p in model.named_parameters())
+    assert all(p.grad.abs().sum() > 0 for p in idm.parameters())
+
+
+@pytest.mark.parametrize("variant", ["rssm", "rssmo"])
+@pytest.mark.parametrize("objective", ["elbo", "kl", "reconstruction"])
+def test_phase_2_trains_the_policy_through_either_term_and_never_the_model(variant, objective):
+    model = small_model(variant).requires_grad_(False)
+    policy = Policy(model.feat_size, 6, 8)
+    loss, _, action = imitation_loss(model, policy, clips()[0], objective)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in policy.parameters())
+    assert all(p.grad is None for p in model.parameters()) and action.shape == (5, 2, 6)
+
+
+def test_phase_2_gradient_runs_through_all_steps():
+    model = small_model().requires_grad_(False)
+    policy = Policy(model.feat_size, 6, 8)
+    obs, actions = clips()[0], []
+    sample = policy.sample
+
+    def remember(feat):
+        actions.append(sample(feat))
+        actions[-1].retain_grad()
+        return actions[-1]
+
+    policy.sample = remember
+    out = model.evidence(obs, lambda feat, embed, t: policy.sample(feat))
+    out["deter"][-1].sum().backward()  # only the last step: every earlier action still had a part in it
+    assert all(action.grad.abs().sum() > 0 for action in actions)
+
+
+def test_with_an_inverse_model_the_evidence_teaches_the_policy_nothing():
+    model = small_model().requires_grad_(False)
+    idm = Policy(model.feat_size + model.embed_size, 6, 8).requires_grad_(False)
+    gradients = []
+    for objective, weight in (("elbo", 1.0), ("kl", 7.0)):
+        torch.manual_seed(0)
+        policy = Policy(model.feat_size, 6, 8)
+        torch.manual_seed(1)
+        imitation_loss(model, policy, clips()[0], objective, weight, idm)[0].backward()
+        gradients.append([p.grad for p in policy.parameters()])
+    assert all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(*gradients))
+
+
+# a body whose actions are known
+
+
+class Line(GaussianWorldModel):
+    """A point on a line, exactly known: x_t = x_{t-1} + 0.5 a_{t-1}; nothing in it is learnt."""
+
+    def __init__(self):
+        super().__init__(dict(variant="rssmo", deter=1, stoch=1, hidden=1, keys={"x": 1}, action_size=1))
+        self.requires_grad_(False)
+        self.encoder = torch.nn.Identity()
+        del self.prior, self.post
+        self.recur = lambda state, action: state[1] + 0.5 * action  # from where it was seen to be
+        self.prior = lambda deter: torch.cat([deter, torch.full_like(deter, 0.1)], -1)
+        self.post = lambda x: torch.cat([x[..., 1:], torch.full_like(x[..., :1], 0.01)], -1)
+        self.decode = lambda feat: (feat[..., :1], torch.full_like(feat[..., :1], 0.1))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "kl", "reconstruction"])
+def test_the_known_actions_of_a_line_are_recovered(objective):
+    model, rng = Line(), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    policy = Policy(2, 1, 16)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    x = [torch.zeros(64, 1)]
+    for _ in range(7):
+        noise = 0.2 * torch.randn(64, 1, generator=rng)  # visits more places
+        x.append(x[-1] + 0.5 * (0.6 - 0.5 * x[-1]) + noise * (len(x) == 1))  # the expert's action is 0.6 - 0.5 x
+    obs = torch.stack(x[1:])  # (7, 64, 1)
+    for _ in range(250):
+        loss, _, _ = imitation_loss(model, policy, obs, objective)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    seen = obs[1:-1].flatten(0, 1)
+    error = policy.mode(torch.cat([seen, seen], -1)) - (0.6 - 0.5 * seen)
+    assert error.abs().mean() < 0.06
+
+
+# whole runs
+
+
+@pytest.fixture
+def data(tmp_path, monkeypatch):
+    """Folder of a body's trajectories and of demonstrations; dm_control is replaced by a fake."""
+    monkeypatch.setattr(aime, "DMC", FakeDMC)
+    monkeypatch.chdir(tmp_path)
+    for body, task in (("walker", "walk"), ("cheetah", "flip")):
+        write_trajectories(tmp_path / "data" / f"{body}-random", 4, 1, body=body)
+        write_trajectories(tmp_path / "data" / f"{body}-{task}-expert", 3, 2, 0.3, body=body)
+    return tmp_path / "data"
+
+
+def debug_args(data, **changes) -> Args:
+    """Arguments of a run with --size debug on the CPU."""
+    env_id = changes.get("env_id", "walker-walk")
+    fixed = {"env_id": env_id, "data_dir": str(data), "body": f"{env_id.split('-')[0]}-random"}
+    return tiny.debug_args(aime, **fixed | changes)
+
+
+@pytest.mark.parametrize("env_id, setting", [("walker-walk", "mdp"), ("walker-walk", "lpomdp"),
+                                             ("walker-walk", "visual"), ("cheetah-flip", "lpomdp"),
+                                             ("cheetah-flip", "mdp"), ("cheetah-flip", "visual")])  # fmt: skip
+def test_run_of_every_setting(data, env_id, setting):
+    short = dict(batch_size=2, batch_length=3, model_updates=4, updates=4, eval_every=2, log_every=1)
+    result = aime.main(debug_args(data, env_id=env_id, setting=setting, **short if setting == "visual" else {}))
+    steps = 4 if setting == "visual" else 20
+    run = data.parent / "runs" / env_id / f"aime-debug-{setting}-{env_id.split('-')[0]}-random-2-1"
+    model = next((data.parent / "runs" / env_id.split("-")[0]).iterdir())
+    rows = read_log(run)
+    assert {name for _, name in rows} == POLICY_KEYS and max(step for step, _ in rows) == steps
+    assert {name for _, name in read_log(model)} == BODY_KEYS
+    assert np.isfinite([float(value) for value in rows.values()]).all()
+    saved = json.loads((run / "result.json").read_text())
+    assert len(saved["returns"]) == 2 and saved["step"] == steps and saved["random_return"] == pytest.approx(0.1)
+    assert {"episodes.csv", "final_episodes.csv", "metrics.csv", "checkpoint.pt"} <= {p.name for p in run.iterdir()}
+    assert result["percent_of_expert"] == pytest.approx(100 * result["eval/return_mean"] / result["expert_return"])
+    loaded = world_model.load_world_model(model / "checkpoint.pt")
+    assert loaded.config["variant"] == ("rssm" if env_id.startswith("walker") else "rssmo")
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == steps
+
+
+def test_the_demonstrations_actions_cannot_be_read(data):
+    """True, useless or missing: with the demonstrations' actions changed, every bit of the result stays."""
+    folder, weights = data / "walker-walk-expert", []
+    changes = [lambda a: a, lambda a: a | {"pre_action": np.full((STEPS + 1, 6), np.nan, np.float32)},
+               lambda a: {k: v for k, v in a.items() if k != "pre_action"}]  # fmt: skip
+    for k, change in enumerate(changes):
+        rewrite(folder, change)
+        args = debug_args(data, run_dir=str(data.parent / f"run{k}"), world_model="")
+        result = aime.main(args)
+        assert ("imitate/action_error" in result) == (k < 2)
+        run = data.parent / f"run{k}"
+        saved = torch.load(run / "checkpoint.pt", weights_only=True)
+        weights.append(
+            [
+                saved["policy"],
+                saved["optimizer"],
+                json.loads((run / "result.json").read_text())["returns"],
+            ]
+        )
+    for other in weights[1:]:
+        assert same_tensors(weights[0][0], other[0]) and same_tensors(weights[0][1], other[1])
+        assert weights[0][2] == other[2]
+
+
+def test_resumed_run_equals_uninterrupted_run(data, monkeypatch):
+    aime.main(debug_args(data, run_dir="whole"))
+    for phase in (15, 15):  # broken off in phase 1, then in phase 2
+        with monkeypatch.context() as patch:
+            interrupt(patch, aime, phase)
+            with pytest.raises(KeyboardInterrupt):
+                aime.main(debug_args(data, run_dir="broken"))
+    result = aime.main(debug_args(data, run_dir="broken"))
+    for part in ("world_model/", ""):
+        left, right = (torch.load(f"{name}/{part}checkpoint.pt", weights_only=True) for name in ("whole", "broken"))
+        for name in ({"model"} if part else {"policy"}) | {"optimizer", "step", "torch_rng", "rng"}:
+            assert same_tensors(left[name], right[name]), (part, name)
+    again = aime.main(debug_args(data, run_dir="broken", eval_only=True))
+    assert again["eval/return_mean"] == result["eval/return_mean"]
+    with pytest.raises(SystemExit, match="--units 16") as stop:
+        aime.main(debug_args(data, run_dir="broken", units=8))
+    assert_one_sentence(stop)
+
+
+def test_ablations_and_inverse_model_run(data):
+    for name, changes in (
+        ("kl", {"objective": "kl"}),
+        ("rec", {"objective": "reconstruction"}),
+        ("idm", {"idm": True}),
+    ):
+        assert np.isfinite(aime.main(debug_args(data, run_dir=name, **changes))["eval/return_mean"])
+    assert "losses/idm" in {key for _, key in read_log(data.parent / "idm" / "world_model")}
+    with pytest.raises(SystemExit, match="--idm") as stop:
+        aime.main(debug_args(data, run_dir="x", idm=True, world_model="kl/world_model/checkpoint.pt"))
+    assert_one_sentence(stop)
+
+
+def test_playing_more_often_does_not_change_the_training(data):
+    policies = []
+    for name, often in (("often", 5), ("rarely", 20)):
+        aime.main(debug_args(data, run_dir=name, eval_every=often))
+        policies.append(torch.load(f"{name}/checkpoint.pt", weights_only=True)["policy"])
+    assert same_tensors(*policies)
+
+
+def test_bad_input_ends_with_one_sentence(data):
+    for changes, text in (({"env_id": "walker-fly"}, "walker-fly"), ({"num_expert_episodes": 9}, "--num-expert"),
+                          ({"batch_length": 40}, "--batch-length"), ({"body": "walker-none"}, "walker-none"),
+                          ({"eval_only": True, "run_dir": "none"}, "No checkpoint")):  # fmt: skip
+        with pytest.raises(SystemExit, match=text) as stop:
+            aime.main(debug_args(data, **changes))
+        assert_one_sentence(stop)
+    aime.main(debug_args(data, run_dir="a"))
+    with pytest.raises(SystemExit, match="--world-model") as stop:  # a model of other sensors
+        aime.main(debug_args(data, run_dir="b", setting="mdp", world_model="a/world_model/checkpoint.pt"))
+    assert_one_sentence(stop)
+    shutil.copy("a/world_model/checkpoint.pt", "a/checkpoint.pt")
+    with pytest.raises(SystemExit, match="a/checkpoint.pt") as stop:
+        aime.main(debug_args(data, run_dir="a"))
+    assert_one_sentence(stop)
+
+
+def test_action_error_leaves_the_random_state_alone(data):
+    demos = Trajectories([str(data / "walker-walk-expert")], LPOMDP, actions=False)
+    model = small_model().requires_grad_(False)
+    policy, rows = (
+        Policy(model.feat_size, 6, 8),
+        draw_clips(demos.first_rows(5), 4, 5, torch.Generator().manual_seed(0)),
+    )
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    true = Trajectories([str(data / "walker-walk-expert")], LPOMDP).prev_action
+    found = action_error(model, policy, demos, true, rows)
+    assert torch.equal(torch.get_rng_state(), before) and found["imitate/action_error"] > 0
+    assert action_error(model, policy, demos, None, rows) == {}

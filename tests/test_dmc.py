@@ -1,0 +1,132 @@
+"""dmc.py: settings, rewards and repeats of the tasks, the files it writes, whole runs (those need dm_control)."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+import tiny_dmc
+from tiny import assert_one_sentence
+
+import dmc
+from world_model import Trajectories
+
+installed = all(importlib.util.find_spec(name) for name in ("dm_control", "stable_baselines3"))
+needs_dmc = pytest.mark.skipif(not installed, reason="needs requirements-dmc.txt")
+
+
+@pytest.mark.parametrize(
+    "env_id, setting, sizes",
+    [
+        ("walker-walk", "mdp", [14, 1, 9]),
+        ("walker-walk", "lpomdp", [14, 1]),
+        ("cheetah-flip", "mdp", [8, 9]),
+        ("cheetah-flip", "lpomdp", [8]),
+        ("cheetah-flip", "visual", [3]),
+    ],
+)
+def test_sensors_of_the_settings(env_id, setting, sizes):
+    assert list(dmc.observed(env_id, setting).values()) == sizes
+
+
+@pytest.mark.parametrize(
+    "env_id, velocity, reward",
+    [
+        ("cheetah-runb", [-4.0, 9.0, 9.0], 0.4),
+        ("cheetah-runb", [4.0, 9.0, 9.0], 0.0),
+        ("cheetah-runb", [-40.0, 9.0, 9.0], 1.0),
+        ("cheetah-flip", [9.0, 9.0, 2.0], 0.4),
+        ("cheetah-flip", [9.0, 9.0, -2.0], 0.0),
+        ("cheetah-flipb", [9.0, 9.0, -2.0], 0.4),
+    ],
+)
+def test_custom_rewards_by_hand(env_id, velocity, reward):
+    env = object.__new__(dmc.DMC)
+    env.env_id = env_id
+    assert env.custom_reward(np.array(velocity)) == pytest.approx(reward)
+
+
+def test_unknown_task_is_named():
+    with pytest.raises(SystemExit, match="walker-fly") as stop:
+        dmc.observed("walker-fly", "mdp")
+    assert_one_sentence(stop)
+
+
+def test_recorder_writes_aligned_rows(tmp_path):
+    """The action of a row led there: sensors of the fake body move by its mean."""
+
+    class Sensed(tiny_dmc.FakeDMC):
+        action_space = dmc.gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
+
+        def info(self):
+            return {"height": np.float32([self.place])}
+
+        def reset(self, *, seed=None, options=None):
+            return super().reset(seed=seed)[0], self.info()
+
+        def step(self, action):
+            return *super().step(np.clip(action, -1, 1))[:4], self.info()
+
+    recorder = object.__new__(dmc.Recorder)
+    recorder.env, recorder.folder, recorder.count, recorder.index = Sensed("walker-walk"), tmp_path, 2, 0
+    recorder.returns, recorder._action_space = [], Sensed.action_space
+    for game in range(3):  # the third is not wanted any more
+        recorder.reset(seed=game)
+        ended, k = False, 0
+        while not ended:
+            _, _, _, ended, _ = recorder.step(np.full(6, 2.0 if k == 3 else 0.1 * (k % 5)))
+            k += 1
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["0.npz", "1.npz"]
+    with np.load(tmp_path / "1.npz") as npz:
+        assert npz["reward"].shape == (13, 1) and npz["pre_action"].shape == (13, 6) and npz["height"].shape == (13, 1)
+        assert (
+            npz["is_first"][:, 0].tolist() == [True] + [False] * 12 and npz["is_last"][-1, 0] and not npz["reward"][0]
+        )
+        assert not npz["pre_action"][0].any() and npz["pre_action"][4].tolist() == [1.0] * 6  # clipped: what was played
+        np.testing.assert_allclose(np.diff(npz["height"][:, 0]), 0.2 * npz["pre_action"][1:].mean(-1), atol=1e-6)
+        np.testing.assert_allclose(npz["reward"][1:, 0], npz["pre_action"][1:].mean(-1), atol=1e-6)
+
+
+@needs_dmc
+def test_observations_actions_and_repeats():
+    env = dmc.DMC("walker-walk", "mdp", max_steps=3)
+    first, info = env.reset(seed=5)
+    assert first.shape == (24,) and first.dtype == np.float32 and env.observation_space.contains(first)
+    np.testing.assert_array_equal(first, np.concatenate([info["orientations"], info["height"], info["velocity"]]))
+    assert not np.array_equal(env.reset(seed=6)[0], first) and np.array_equal(env.reset(seed=5)[0], first)
+    partial = dmc.DMC("walker-walk", "lpomdp")
+    np.testing.assert_array_equal(partial.reset(seed=5)[0], first[:15])
+    action, time = np.full(6, 0.3, np.float32), env.task.physics.time()
+    _, reward, terminated, truncated, _ = env.step(action)
+    assert env.task.physics.time() - time == pytest.approx(0.05) and not terminated and not truncated  # two of 0.025 s
+    reference = dmc.load_task("walker-walk")
+    reference.task.random.seed(5)
+    reference.reset()
+    assert reward == pytest.approx(sum(reference.step(action.astype(float)).reward for _ in range(2)))
+    env.step(action)
+    assert env.step(action)[2:4] == (False, True)
+
+
+@needs_dmc
+def test_custom_reward_is_read_once_per_decision():
+    env = dmc.DMC("cheetah-flip", "lpomdp")
+    env.reset(seed=1)
+    _, reward, _, _, info = env.step(np.array([1.0, -1, 1, -1, 1, -1]))
+    assert reward == pytest.approx(np.clip(info["velocity"][2] / 5, 0, 1), abs=1e-6)
+    names = [env.task.physics.model.id2name(k, "joint") for k in range(3)]
+    assert names == ["rootx", "rootz", "rooty"]
+
+
+@needs_dmc
+def test_commands_make_data_that_the_loader_reads(tmp_path):
+    short = dict(data_dir=str(tmp_path), num_episodes=2, num_demonstrations=2, max_steps=20)
+    result = dmc.main(dmc.Args(env_id="walker-stand", **short))
+    assert set(result) == {"walker-stand-buffer", "walker-stand-expert"}
+    assert dmc.main(dmc.Args(env_id="walker-stand", **short)) == {}  # nothing is missing
+    dmc.main(dmc.Args(env_id="walker-run", agent="random", **short))
+    for name in ("walker-stand-buffer", "walker-stand-expert", "walker-random"):
+        data = Trajectories([str(tmp_path / name)], dmc.observed("walker-stand", "mdp"))
+        assert data.obs.shape == (42, 24) and data.prev_action.shape == (42, 6)
+        meta = json.loads((tmp_path / name / "dataset.json").read_text())
+        assert meta["expert_returns"] == pytest.approx(data.returns, rel=1e-4) and len(meta["random_returns"]) == 20
+        assert not (tmp_path / name / "unfinished").exists()
