@@ -121,7 +121,7 @@ class Args:
     """games of those validations"""
     eval_only: bool = False
     """only evaluate the checkpoint of the run"""
-    log_every: int = 100
+    log_every: int = 50
     """updates between log rows"""
     # runtime
     threads: int = 0

@@ -103,7 +103,8 @@ SMALL = dict(eval_episodes=50, threads=1)
 SIZES = {
     "paper": {},
     "small": SMALL,
-    "debug": SMALL | dict(units=16, min_epochs=2, min_updates=10, patience=1, max_epochs=12, eval_episodes=2, num_expert_episodes=2),
+    "debug": SMALL | dict(units=16, min_epochs=2, min_updates=10, patience=1, max_epochs=12, eval_episodes=2,
+                          num_expert_episodes=2),
 }  # fmt: skip
 
 
@@ -333,7 +334,7 @@ class Trainer:
                 saved[k] for k in ("best", "best_loss", "stale", "epoch", "updates")
             )
         needed = max(args.min_epochs, math.ceil(args.min_updates / math.ceil(len(train) / args.batch_size)))
-        limit = args.max_epochs or math.inf
+        limit, shown = args.max_epochs or math.inf, 0.0
         while epoch < min(needed, limit) or (stale < args.patience and epoch < limit):
             total = torch.zeros((), device=self.device)
             for rows in train[torch.randperm(len(train), generator=rng)].split(args.batch_size):
@@ -361,9 +362,11 @@ class Trainer:
                          "best_loss": best_loss, "stale": stale, "epoch": epoch, "updates": updates,
                          "rng": rng.get_state(), "seconds": seconds}  # fmt: skip
                 self.save(saved | state)
-            print(f"\r{name}: epoch {epoch} (at least {needed})  loss {row[f'losses/{name}']:.5f}"
-                  f"  validation {error:.5f}  best {best_loss:.5f}  {clock(seconds)}   ",
-                  end="\n" if last else "", flush=True)  # fmt: skip
+            if last or time.time() - shown > 1:
+                shown = time.time()
+                print(f"\r{name}: epoch {epoch} (at least {needed})  loss {row[f'losses/{name}']:.5f}"
+                      f"  validation {error:.5f}  best {best_loss:.5f}  {clock(seconds)}   ",
+                      end="\n" if last else "", flush=True)  # fmt: skip
         net.load_state_dict(best)
         self.saved = {"done": saved["done"] | {name: best}, "step": saved["step"] + updates, "seconds": self.seconds()}
         self.save(self.saved)

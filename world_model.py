@@ -341,7 +341,7 @@ class GaussianLatent:
         return mean + std * torch.randn_like(std)
 
     def kl(self, post: Tensor, prior: Tensor, alpha: float | None = None, free_nats: float = 0.0) -> Tensor:
-        """KL (...) of posterior and prior; alpha balances it as Eq. 12 does (None: plain).
+        """KL (...) of posterior and prior; alpha balances it as in `kl_balanced` (None: plain).
 
         Below `free_nats`, the total of a step, it has no gradient. The value is always the plain KL.
         """

@@ -11,16 +11,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import test_aime
 import test_baselines
+import test_bco
 import test_ditto
 import test_world_model
 import tyro
 
+import aime
 import bc_pixels
+import bco
 import collect_data
 import d_bc
 import d_gail
 import ditto
+import dmc
 import train_expert
 import world_model
 
@@ -30,7 +35,7 @@ speed = sys.modules["speed"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(speed)
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
            "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
-           "benchmark/speed.py": speed}  # fmt: skip
+           "aime.py": aime, "bco.py": bco, "dmc.py": dmc, "benchmark/speed.py": speed}  # fmt: skip
 AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -141,6 +146,18 @@ def test_equal_arguments_of_the_agents():
             assert (name, script) in on_purpose or fields[script][name] == fields["ditto.py"][name], (script, name)
 
 
+def test_equal_arguments_of_aime_and_bco():
+    left, right, trunk = (args_fields(script) for script in ("aime.py", "bco.py", "ditto.py"))
+    own_meaning = {"batch_size", "learning_rate"}
+    shared = left.keys() & right.keys()
+    assert own_meaning <= shared and len(shared) > 12
+    for name in shared:
+        assert left[name][0] == right[name][0], name
+        assert name in own_meaning or left[name] == right[name], name
+    for name in ("size", "seed", "cuda", "eval_only", "log_every", "threads", "anneal"):
+        assert left[name] == trunk[name], name
+
+
 def test_equal_arguments_of_world_model_and_bc_pixels():
     left, right = args_fields("world_model.py"), args_fields("bc_pixels.py")
     for name in ("depth", "pixel_stats", "pixel_std_floor", "dilation"):  # the encoder is the world model's
@@ -157,7 +174,7 @@ def test_the_same_argument_has_the_same_type_everywhere():
         assert name == "size" or len(set(kinds.values())) == 1, (name, kinds)  # sizes are named per script
 
 
-@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels])
+@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, bco])
 def test_sizes_hold_existing_arguments_of_the_right_type(module):
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
     for size, values in module.SIZES.items():
@@ -194,7 +211,7 @@ def find(name: str, qualified: str) -> ast.AST | None:
 
 
 PAGE_OF = {"world_model.py": "ditto.md", "ditto.py": "ditto.md", "d_gail.py": "d_gail.md", "d_bc.py": "d_bc.md",
-           "bc_pixels.py": "bc_pixels.md"}  # fmt: skip
+           "bc_pixels.py": "bc_pixels.md", "aime.py": "aime.md"}  # fmt: skip
 
 
 def section(page: str, heading: str) -> str:
@@ -241,7 +258,16 @@ def test_every_cited_equation_is_in_the_index(name):
 
 
 @pytest.mark.parametrize(
-    "name, count", [("world_model.py", 6), ("ditto.py", 8), ("d_gail.py", 9), ("d_bc.py", 3), ("bc_pixels.py", 3)]
+    "name, count",
+    [
+        ("world_model.py", 6),
+        ("ditto.py", 8),
+        ("d_gail.py", 9),
+        ("d_bc.py", 3),
+        ("bc_pixels.py", 3),
+        ("aime.py", 6),
+        ("bco.py", 6),
+    ],
 )
 def test_algorithm_lines_of_the_docstring_name_functions_and_are_marked_in_main(name, count):
     lines = re.findall(r"^  \((\d+)\) .*`([\w.]+)`$", ast.get_docstring(tree(name), clean=False), re.M)
@@ -306,7 +332,8 @@ def test_readme_installs_and_tests_in_two_commands():
     "page, keys",
     [("world_model.md", test_world_model.LOG_KEYS), ("ditto.md", test_ditto.LOG_KEYS),
      ("d_gail.md", test_baselines.D_GAIL_KEYS), ("d_bc.md", test_baselines.D_BC_KEYS),
-     ("bc_pixels.md", test_baselines.BC_PIXELS_KEYS)],
+     ("bc_pixels.md", test_baselines.BC_PIXELS_KEYS), ("aime.md", test_aime.LOG_KEYS),
+     ("bco.md", test_bco.LOG_KEYS)],
 )  # fmt: skip
 def test_every_metric_is_documented(page, keys):
     text = section(page, "Metrics")
