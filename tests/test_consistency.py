@@ -154,7 +154,7 @@ def test_equal_arguments_of_aime_and_bco():
     for name in shared:
         assert left[name][0] == right[name][0], name
         assert name in own_meaning or left[name] == right[name], name
-    for name in ("size", "seed", "cuda", "eval_only", "log_every", "threads", "anneal"):
+    for name in ("size", "seed", "cuda", "eval_only", "log_every", "threads"):
         assert left[name] == trunk[name], name
 
 
