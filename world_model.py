@@ -25,6 +25,8 @@ Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes
 
 Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
 on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
+
+Not DITTO's: GaussianWorldModel and Trajectories, AIME's model and data (arXiv 2312.02019 v1), which aime.py trains on.
 """
 
 import copy
