@@ -289,7 +289,8 @@ def datasets(args) -> tuple[list[str], str]:
 def same_settings(saved: dict, settings: dict, file: Path) -> None:
     """End with one sentence if a checkpoint was made with other settings."""
     old = saved.get("settings", {})
-    other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if settings.get(k, v) != v]
+    wrong = {name: value for name, value in old.items() if settings.get(name, value) != value}
+    other = ["another world model" if k == "world_model" else f"--{k.replace('_', '-')} {v}" for k, v in wrong.items()]
     if other or not old:
         reason = "with " + ", ".join(other) if other else "by another script"
         sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
