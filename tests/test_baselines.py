@@ -472,10 +472,10 @@ def test_resumed_run_equals_uninterrupted_run(recorded, trained, run, tmp_path, 
 def test_the_step_size_falls_linearly(recorded, trained, run, tmp_path):
     module, run_dir, _ = run
     saved = torch.load(run_dir / "checkpoint.pt", weights_only=True)
-    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(7.25e-5)  # 5e-4 (1 - 0.9 * 19 / 20)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1.45e-4)  # 1e-3 (1 - 0.9 * 19 / 20)
     module.main(debug_args(module, recorded, trained, tmp_path, updates=2, eval_every=2, anneal=False))
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved["optimizer"]["param_groups"][0]["lr"] == 5e-4
+    assert saved["optimizer"]["param_groups"][0]["lr"] == 1e-3
 
 
 def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path):

@@ -441,10 +441,10 @@ def test_playing_more_often_does_not_change_the_training(recorded, trained, run,
 
 def test_the_step_size_falls_linearly(recorded, trained, run, tmp_path):
     saved = torch.load(run[0] / "checkpoint.pt", weights_only=True)
-    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(7.25e-5)  # 5e-4 (1 - 0.9 * 19 / 20)
+    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(1.45e-4)  # 1e-3 (1 - 0.9 * 19 / 20)
     ditto.main(debug_args(recorded, trained, tmp_path, updates=2, eval_every=2, anneal=False))
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    assert saved["optimizer"]["param_groups"][0]["lr"] == 5e-4
+    assert saved["optimizer"]["param_groups"][0]["lr"] == 1e-3
 
 
 def test_the_entropy_weight_falls_linearly_and_a_resumed_run_goes_on_with_it(recorded, trained, tmp_path, monkeypatch):
