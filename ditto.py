@@ -161,7 +161,7 @@ class Actor(nn.Module):
     def gaussian(self, feat: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation before squashing, (..., A) each."""
         mean, raw = self.net(feat).chunk(2, -1)
-        return mean, F.softplus(raw) + 0.05  # our choice: the floor keeps log-probabilities finite
+        return 5 * torch.tanh(mean / 5), F.softplus(raw) + 0.05  # our choice: both bounds keep log-probabilities finite
 
     def sample(self, feat: Tensor) -> Tensor:
         """Actions (..., A) drawn in states feat (..., F)."""

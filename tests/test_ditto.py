@@ -161,7 +161,8 @@ def test_squashed_gaussian_of_two_actions():
     log_prob, entropy = actor.log_prob(feat, action)
     torch.testing.assert_close(log_prob, parts[0][0] + parts[1][0])
     assert entropy.shape == (1000,) and entropy.std() > 0.1  # an estimate: see the next test
-    assert actor.mode(feat[:1]).tolist()[0] == pytest.approx([math.tanh(0.3), 2 + 2 * math.tanh(-0.2)])
+    # the mean is 5 tanh(output / 5): 0.2996404 and -0.1998935
+    assert actor.mode(feat[:1]).tolist()[0] == pytest.approx([math.tanh(0.2996404), 2 + 2 * math.tanh(-0.1998935)])
     edge = torch.tensor([[1.0, 4.0]])
     assert actor.log_prob(feat[:1], edge)[0].isfinite()
 
@@ -170,7 +171,7 @@ def test_squashed_gaussian_of_two_actions():
 def test_entropy_of_the_squashed_gaussian(mean, raw):
     actor = constant_actor([mean, raw], discrete=False, low=[-2.0], high=[3.0])
     # of x = mean + std * e, and of action = 0.5 + 2.5 tanh(x): H(x) + E[log(2.5 (1 - tanh(x)^2))], integrated over e
-    std = math.log1p(math.exp(raw)) + 0.05
+    std, mean = math.log1p(math.exp(raw)) + 0.05, 5 * math.tanh(mean / 5)
     e = np.linspace(-8, 8, 200_001)
     weight = np.exp(-0.5 * e**2) / np.sqrt(2 * np.pi) * (e[1] - e[0])
     slope = 2 * np.log(1 / np.cosh(np.clip(mean + std * e, -300, 300))) + math.log(2.5)
@@ -182,6 +183,16 @@ def test_entropy_of_the_squashed_gaussian(mean, raw):
     assert expected < math.log(5.0)  # never above that of the uniform distribution over the range
     entropy.mean().backward()  # its gradient holds back a deviation that has grown too large
     assert (actor.net[-1].bias.grad[1] > 0) == (raw < 1)
+
+
+@pytest.mark.parametrize("output", [1e6, -1e6])
+def test_an_extreme_network_has_finite_losses(output):
+    actor = constant_actor([output, -1e6], discrete=False, low=[-1.0], high=[1.0])
+    assert actor.gaussian(torch.zeros(1, 1))[0].item() == pytest.approx(math.copysign(5.0, output))
+    for action in (-1.0, 0.0, 1.0):
+        log_prob, entropy = actor.log_prob(torch.zeros(1, 1), torch.tensor([[action]]))
+        # the worst: 0.5 ((atanh(1 - 1e-5) + 5) / 0.05)^2 = 24 700; entropy: ln(0.05) + 1.42 - 2 (5.2 - ln 2) = -10.6
+        assert -25_000 < log_prob.item() < 20 and entropy.item() > -12
 
 
 # time-steps
