@@ -429,9 +429,11 @@ def trained_world_model(args, folder: Path) -> Path:
     """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
     shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
     checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if args.world_model:
+        return checkpoint  # a model that is named is used or refused, never replaced
     if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
         return shipped
-    if args.world_model or finished(checkpoint):
+    if finished(checkpoint):
         return checkpoint
     root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
     world = Path(f"{root}/{args.env_id}/world")

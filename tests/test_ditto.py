@@ -576,6 +576,19 @@ def test_missing_dataset_or_world_model(recorded, trained, tmp_path):
         assert_one_sentence(stop)
 
 
+def test_a_named_world_model_is_never_replaced_by_the_shipped_one(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    args = Args(env_id="PongNoFrameskip-v4", size="small", run_dir="unused")
+    folder = Path("pretrained/PongNoFrameskip-v4")
+    if not Path("runs/PongNoFrameskip-v4/world_model-small/checkpoint.pt").exists():
+        assert ditto.trained_world_model(args, folder / "expert") == folder / "world_model.pt"
+    args.world_model = "nowhere.pt"
+    assert ditto.trained_world_model(args, folder / "expert") == Path("nowhere.pt")
+    with pytest.raises(SystemExit, match="nowhere.pt"):
+        ditto.main(args)
+    assert not Path("unused").exists()
+
+
 def test_more_episodes_than_there_are(recorded, trained, tmp_path):
     with pytest.raises(SystemExit, match="--num-expert-episodes") as stop:
         ditto.main(debug_args(recorded, trained, tmp_path, num_expert_episodes=81))
