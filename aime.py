@@ -419,6 +419,8 @@ def main(args: Args) -> dict:
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
+    if args.env_id.endswith("NoFrameskip-v4"):
+        sys.exit(f"Atari has a script of its own: python aime_atari.py --env-id {args.env_id}.")
     keys = observed(args.env_id, args.setting)
     folders, demonstrations = datasets(args)
     script, body = Path(__file__).stem, args.env_id.split("-")[0]

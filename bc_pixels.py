@@ -262,7 +262,7 @@ class Games:
 # --- end ---
 
 
-# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
 def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
     """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
     sizes = [inputs] + [units] * layers
@@ -332,10 +332,11 @@ class Episodes:
 
     Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action, is_first), whose
     action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
+    With actions=False the files' actions are not read: prev_action has no columns, (N, 0).
     """
 
-    def __init__(self, folders: list[str], split: str, limit: int = 0, device: str | torch.device = "cpu"):
-        images, actions, self.starts, self.meta = [], [], [0], {}
+    def __init__(self, folders: list[str], split: str, limit: int = 0, device="cpu", actions: bool = True):
+        images, prev_actions, self.starts, self.meta = [], [], [0], {}
         for folder in map(Path, folders):
             files = sorted(folder.glob("*.npz"))
             meta_file = folder / "dataset.json"
@@ -351,15 +352,15 @@ class Episodes:
             if not files:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
-                image, action = self.read(file, meta.get("num_actions"))
-                images.append(image), actions.append(action), self.starts.append(self.starts[-1] + len(image))
-                if image.shape[1:] != images[0].shape[1:] or action.shape[1:] != actions[0].shape[1:]:
+                image, prev_action = self.read(file, meta.get("num_actions"), actions)
+                images.append(image), prev_actions.append(prev_action), self.starts.append(self.starts[-1] + len(image))
+                if image.shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
                     sys.exit(
                         f"{file} has other image or action shapes than {files[0]}: use datasets of one environment."
                     )
             self.meta = self.meta or meta
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
-        self.prev_action = torch.from_numpy(np.concatenate(actions)).to(device)
+        self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
         self.starts = torch.tensor(self.starts)  # (episodes + 1,): episode i is rows starts[i] to starts[i + 1]
         self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)
         self.is_first[self.starts[:-1].to(device)] = True
@@ -369,11 +370,14 @@ class Episodes:
         )
         self.discrete = "num_actions" in self.meta if self.meta else onehot
 
-    def read(self, file: Path, num_actions: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, file: Path, num_actions: int | None, actions: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
         try:
             with np.load(file, allow_pickle=False) as npz:
-                if "image" in npz:
+                if not actions:
+                    image = npz["image" if "image" in npz else "observations"]
+                    prev_action = np.zeros((len(image), 0), np.float32)
+                elif "image" in npz:
                     image, prev_action = npz["image"], npz["action"].astype(np.float32)
                 else:
                     image, action = npz["observations"], npz["actions"]
@@ -526,7 +530,7 @@ def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics
 # --- end ---
 
 
-# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
 @torch.no_grad()
 def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
     """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.

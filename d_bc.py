@@ -111,7 +111,7 @@ SIZES = {
 }  # fmt: skip
 
 
-# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
 def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
     """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
     sizes = [inputs] + [units] * layers
@@ -166,7 +166,7 @@ class Actor(nn.Module):
 # --- end ---
 
 
-# --- same in: ditto, d_gail, d_bc ---
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
 def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
     """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
 
@@ -192,7 +192,7 @@ def cloning_loss(log_prob: Tensor, entropy: Tensor, weight: float) -> Tensor:
 # --- end ---
 
 
-# --- same in: ditto, d_gail, d_bc ---
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
 @torch.no_grad()
 def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
     """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
@@ -262,7 +262,7 @@ def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> di
 # --- end ---
 
 
-# --- same in: bc_pixels, ditto, d_gail, d_bc ---
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
 @torch.no_grad()
 def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
     """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
@@ -342,7 +342,7 @@ def save_clip(path: Path, frames: np.ndarray) -> None:
 # --- end ---
 
 
-# --- same in: ditto, d_gail, d_bc ---
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
 def finished(checkpoint: Path) -> bool:
     """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
     if not checkpoint.exists():

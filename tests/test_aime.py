@@ -470,6 +470,7 @@ def test_playing_more_often_does_not_change_the_training(data):
 def test_bad_input_ends_with_one_sentence(data):
     for changes, text in (({"env_id": "walker-fly"}, "walker-fly"), ({"num_expert_episodes": 9}, "--num-expert"),
                           ({"batch_length": 40}, "--batch-length"), ({"body": "walker-none"}, "walker-none"),
+                          ({"env_id": "BreakoutNoFrameskip-v4"}, "aime_atari.py"),
                           ({"eval_only": True, "run_dir": "none"}, "No checkpoint")):  # fmt: skip
         with pytest.raises(SystemExit, match=text) as stop:
             aime.main(debug_args(data, **changes))

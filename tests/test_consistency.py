@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import test_aime
+import test_aime_atari
 import test_baselines
 import test_bco
 import test_ditto
@@ -19,6 +20,7 @@ import test_world_model
 import tyro
 
 import aime
+import aime_atari
 import bc_pixels
 import bco
 import collect_data
@@ -35,8 +37,9 @@ speed = sys.modules["speed"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(speed)
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
            "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
-           "aime.py": aime, "bco.py": bco, "dmc.py": dmc, "benchmark/speed.py": speed}  # fmt: skip
-AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py"]
+           "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc,
+           "benchmark/speed.py": speed}  # fmt: skip
+AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py", "aime_atari.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
@@ -95,6 +98,7 @@ def test_d_gail_and_d_bc_are_small_changes_of_ditto():
     d_gail, d_bc = hunks("ditto.py", "d_gail.py"), hunks("ditto.py", "d_bc.py")
     assert 0 < len(d_gail) <= 15 and sum(map(sum, d_gail)) <= 90, d_gail
     assert 0 < sum(added for _, added in d_bc) <= 90, d_bc
+    assert 0 < sum(added for _, added in hunks("d_bc.py", "aime_atari.py")) <= 150
 
 
 def test_dependency_blocks_are_equal_and_match_requirements():
@@ -135,6 +139,8 @@ def test_equal_arguments_of_the_agents():
         ("entropy", "bc_pixels.py"): "eta_BC of Eq. 9",
         ("batch_size", "bc_pixels.py"): "B, expert frames per update",
         ("batch_size", "d_bc.py"): "B, windows of H expert states per update",
+        ("batch_size", "aime_atari.py"): "B, streams of expert frames",
+        ("entropy", "aime_atari.py"): "weight of the policy's entropy (AIME has none)",
     }
     for (name, script), text in on_purpose.items():
         assert fields[script][name][2] == text and fields["ditto.py"][name] != fields[script][name]
@@ -174,7 +180,7 @@ def test_the_same_argument_has_the_same_type_everywhere():
         assert name == "size" or len(set(kinds.values())) == 1, (name, kinds)  # sizes are named per script
 
 
-@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, bco])
+@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco])
 def test_sizes_hold_existing_arguments_of_the_right_type(module):
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
     for size, values in module.SIZES.items():
@@ -211,7 +217,7 @@ def find(name: str, qualified: str) -> ast.AST | None:
 
 
 PAGE_OF = {"world_model.py": "ditto.md", "ditto.py": "ditto.md", "d_gail.py": "d_gail.md", "d_bc.py": "d_bc.md",
-           "bc_pixels.py": "bc_pixels.md", "aime.py": "aime.md"}  # fmt: skip
+           "bc_pixels.py": "bc_pixels.md", "aime.py": "aime.md", "aime_atari.py": "aime_atari.md"}  # fmt: skip
 
 
 def section(page: str, heading: str) -> str:
@@ -266,6 +272,7 @@ def test_every_cited_equation_is_in_the_index(name):
         ("d_bc.py", 3),
         ("bc_pixels.py", 3),
         ("aime.py", 6),
+        ("aime_atari.py", 3),
         ("bco.py", 6),
     ],
 )
@@ -333,6 +340,7 @@ def test_readme_installs_and_tests_in_two_commands():
     [("world_model.md", test_world_model.LOG_KEYS), ("ditto.md", test_ditto.LOG_KEYS),
      ("d_gail.md", test_baselines.D_GAIL_KEYS), ("d_bc.md", test_baselines.D_BC_KEYS),
      ("bc_pixels.md", test_baselines.BC_PIXELS_KEYS), ("aime.md", test_aime.LOG_KEYS),
+     ("aime_atari.md", test_aime_atari.LOG_KEYS),
      ("bco.md", test_bco.LOG_KEYS)],
 )  # fmt: skip
 def test_every_metric_is_documented(page, keys):

@@ -1,0 +1,598 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# ///
+"""AIME on Atari, an extension: imitation from observations in the categorical world model that DITTO uses.
+
+No paper has this. AIME (arXiv 2312.02019 v1, which has Eq. 8; blocks shared with ditto.py cite DITTO's) infers
+continuous actions in a Gaussian model: `aime.py`. Here the model is `world_model.py`'s, actions are one-hot, and their
+gradient is straight-through: the draw goes forward, the slope of the probabilities goes back. As D-BC, but nobody says
+what the expert did; the policy's actions are right if the model then finds the expert's next frames likely.
+
+  (1) embed the expert's frames; their actions are not read                                     `Demonstrations`
+  (2) B streams walk through the episodes, T frames per update, their state carried along       `Demonstrations.rows`
+  (3) a_{t-1} ~ pi(. | s_{t-1}), s_t ~ posterior given o_t; the evidence of the frames   Eq. 8  `imitation_loss`
+
+    python aime_atari.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30  (makes whatever is missing)
+    python aime_atari.py --env-id BreakoutNoFrameskip-v4 --eval-only
+
+Shapes as in world_model.py; T steps, B streams. The action drawn in feat[t - 1] leads to feat[t].
+Differs from AIME: streams begin where an episode begins and keep their state (so does the model's training), clips do
+not; the weights of picture and KL are those with which the model was trained; the game is played by sampled actions, as
+its siblings do. The actions of held-out episodes serve the logged agreement and L_d (Eq. 10 of DITTO), nothing else.
+"""
+
+import csv
+import functools
+import itertools
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from world_model import (
+    Episodes,
+    Games,
+    Streams,
+    WorldModel,
+    clock,
+    kl_categorical,
+    load,
+    load_world_model,
+    log,
+    parse_args,
+    save,
+)
+
+
+@dataclass
+class Args:
+    # run
+    env_id: str = "BreakoutNoFrameskip-v4"
+    """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
+    size: str = "auto"
+    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    run_dir: str = ""
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
+    seed: int = 1
+    """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
+    cuda: bool = True
+    """use a GPU if there is one"""
+    # data
+    num_expert_episodes: int = 30
+    """N^E, expert episodes to imitate"""
+    data_dir: str = ""
+    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    pretrained: bool = True
+    """may use the demonstrations and the small world model that come with the repository"""
+    # world model
+    world_model: str = ""
+    """checkpoint; default runs/<env_id>/world_model-<size>, else (small) pretrained/<env_id>, else trained now"""
+    # actor and critic
+    updates: int = 50_000
+    """gradient steps"""
+    batch_size: int = 50
+    """B, streams of expert frames"""
+    batch_length: int = 50
+    """T, frames of each stream per update"""
+    horizon: int = 15
+    """H, imagined steps"""
+    layers: int = 8
+    """hidden layers of actor and critic (authors' code)"""
+    units: int = 256
+    """width of each"""
+    learning_rate: float = 3e-4
+    """Adam's step size"""
+    anneal: bool = False
+    """lower the step size linearly to a tenth over the run"""
+    entropy: float = 0.0
+    """weight of the policy's entropy (AIME has none)"""
+    grad_clip: float = 100.0
+    """largest gradient norm"""
+    # evaluation
+    eval_episodes: int = 20
+    """games of the final evaluation"""
+    eval_every: int = 2500
+    """updates between validations in the real game (quick_episodes games) and checkpoints"""
+    quick_episodes: int = 8
+    """games of those validations"""
+    eval_consecutive: int = 1
+    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    eval_only: bool = False
+    """only evaluate the checkpoint of the run"""
+    log_every: int = 50
+    """updates between log rows"""
+    # runtime
+    threads: int = 0
+    """CPU threads; 0 leaves PyTorch's choice"""
+    # aime
+    objective: Literal["elbo", "kl", "reconstruction"] = "elbo"
+    """both terms of Eq. 8, or, as ablations, only one"""
+
+
+SMALL = dict(layers=2, units=128, batch_size=16, batch_length=32, horizon=5, updates=3000, learning_rate=1e-3,
+             anneal=True, eval_every=500)  # fmt: skip
+SIZES = {
+    "paper": {},
+    "small": SMALL,
+    "debug": SMALL | dict(layers=1, units=32, updates=20, batch_size=4, batch_length=8, eval_every=10, log_every=5,
+                          eval_episodes=2, quick_episodes=2, num_expert_episodes=2, threads=1),
+}  # fmt: skip
+
+
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
+def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
+    """ReLU network with `layers` hidden layers (authors' code: 8 x 256, no normalisation)."""
+    sizes = [inputs] + [units] * layers
+    hidden = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*hidden, nn.Linear(sizes[-1], outputs))
+
+
+class Actor(nn.Module):
+    """pi(a | s): categorical (actions are one-hot), or a tanh-squashed Gaussian between low and high."""
+
+    def __init__(self, feat_size: int, action_size: int, discrete: bool, layers: int, units: int, low=-1.0, high=1.0):
+        super().__init__()
+        self.discrete, self.action_size = discrete, action_size
+        self.net = mlp(feat_size, action_size if discrete else 2 * action_size, layers, units)
+        self.register_buffer("center", (torch.as_tensor(high) + torch.as_tensor(low)).float() / 2)
+        self.register_buffer("scale", (torch.as_tensor(high) - torch.as_tensor(low)).float() / 2)
+
+    def gaussian(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation before squashing, (..., A) each."""
+        mean, raw = self.net(feat).chunk(2, -1)
+        return 5 * torch.tanh(mean / 5), F.softplus(raw) + 0.05  # our choice: both bounds keep log-probabilities finite
+
+    def sample(self, feat: Tensor) -> Tensor:
+        """Actions (..., A) drawn in states feat (..., F)."""
+        if self.discrete:
+            probs = self.net(feat).softmax(-1)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
+            return F.one_hot(draw, self.action_size).to(feat.dtype)
+        mean, std = self.gaussian(feat)
+        return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
+
+    def mode(self, feat: Tensor) -> Tensor:
+        """The likeliest action (..., A) (for the agreement with the expert)."""
+        if self.discrete:
+            return F.one_hot(self.net(feat).argmax(-1), self.action_size).to(feat.dtype)
+        return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
+
+    def log_prob(self, feat: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        """log pi(action | feat) (...) and the entropy (...) (if continuous: estimated from one draw)."""
+        if self.discrete:
+            logits = F.log_softmax(self.net(feat), -1)
+            return (logits * action).sum(-1), -(logits.exp() * logits).sum(-1)
+        mean, std = self.gaussian(feat)
+        squashed = ((action - self.center) / self.scale).clamp(-1 + 1e-5, 1 - 1e-5)
+        density = -0.5 * ((torch.atanh(squashed) - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+        log_prob = (density - torch.log1p(-squashed.square()) - self.scale.log()).sum(-1)
+        drawn = mean + std * torch.randn_like(std)
+        log_slope = 2 * (np.log(2) - drawn - F.softplus(-2 * drawn)) + self.scale.log()  # log |d action / d drawn|
+        return log_prob, (std.log() + 0.5 * np.log(2 * np.pi * np.e) + log_slope).sum(-1)
+
+
+# --- end ---
+
+
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
+def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
+    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
+
+    Ablations: `l2` minus the distance, `cosine` the cosine similarity.
+    """
+    if kind == "l2":
+        return -(agent_latent - expert_latent).norm(dim=-1)
+    if kind == "cosine":
+        return F.cosine_similarity(agent_latent, expert_latent, dim=-1)
+    longest = torch.maximum(agent_latent.norm(dim=-1), expert_latent.norm(dim=-1)).clamp_min(1e-8)
+    return (agent_latent * expert_latent).sum(-1) / longest.square()
+
+
+# --- end ---
+
+
+class Demonstrations:
+    """The expert's episodes without their actions: frames and their embeddings, for `Streams`."""
+
+    def __init__(self, model: WorldModel, data: Episodes):
+        self.image, self.starts, self.is_first = data.image, data.starts, data.is_first
+        with torch.no_grad():
+            chunks = [model.embed(model.preprocess(image[None]))[0] for image in data.image.split(500)]
+        self.embed = torch.cat(chunks)  # (N, E)
+
+    def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """embed (T, B, E), image (T, B, 64, 64, C) and is_first (T, B) at row numbers index (T, B)."""
+        index = index.to(self.image.device)
+        return self.embed[index], self.image[index], self.is_first[index]
+
+
+def straight_through(actor: Actor, feat: Tensor) -> tuple[Tensor, Tensor]:
+    """Actions (B, A) drawn in feat (B, F) that carry a gradient to the policy, and its entropy (B)."""
+    if not actor.discrete:
+        return actor.sample(feat), torch.zeros_like(feat[..., 0])  # reparameterised
+    logits = F.log_softmax(actor.net(feat), -1)
+    draw = (logits.detach().exp() / torch.empty_like(logits).exponential_().clamp_min(1e-20)).argmax(-1)
+    onehot = F.one_hot(draw, actor.action_size).to(feat.dtype)
+    return onehot + logits.exp() - logits.exp().detach(), -(logits.exp() * logits).sum(-1)
+
+
+def imitation_loss(model: WorldModel, actor: Actor, embed: Tensor, image: Tensor, is_first: Tensor, state,
+                   objective: str = "elbo", entropy_weight: float = 0.0):  # fmt: skip
+    """Eq. 8, negative, for T frames: embed (T, B, E), image (T, B, 64, 64, C), is_first (T, B), state carried along.
+
+    Loss (), metrics and the next state. Sums over T and means over B, as in aime.py, with the model's own weights of
+    the two terms. Where an episode begins, the state is zero and no action led there.
+    """
+    keep, embed_in = (~is_first).float().unsqueeze(-1), model.post_embed(embed)  # (T, B, 1), (T, B, hidden)
+    deter, stoch = state
+    deters, stochs, posts, entropies = [], [], [], []
+    for t in range(len(embed)):
+        action, entropy = straight_through(actor, torch.cat([deter, stoch], -1))  # (B, A)
+        deter = model.recur((deter * keep[t], stoch * keep[t]), model.action_in(action * keep[t]))  # (B, D)
+        post = model.post_out(model.post_deter(deter) + embed_in[t])  # (B, S*K)
+        stoch = model.latent.sample(post)
+        deters.append(deter), stochs.append(stoch), posts.append(post), entropies.append(entropy)
+    deter_all, shape = torch.stack(deters), (model.latent.stoch, model.latent.classes)
+    prior, post = model.prior(deter_all).unflatten(-1, shape), torch.stack(posts).unflatten(-1, shape)
+    kl = kl_categorical(post, prior).sum(0).mean()  # plain: balancing would turn the policy's gradient
+    nll = kl.new_zeros(())
+    if objective != "kl":
+        pictures = model.decode(torch.cat([deter_all, torch.stack(stochs)], -1))
+        nll = 0.5 * (pictures - model.preprocess(image)).square().sum((-3, -2, -1)).sum(0).mean()
+    entropy = torch.stack(entropies).mean()
+    terms = {"nll": model.config["image_weight"] * nll, "kl": model.config["beta"] * kl}
+    loss = sum(terms.values()) if objective == "elbo" else terms["kl" if objective == "kl" else "nll"]
+    metrics = {"losses/policy": loss, "losses/nll": nll, "losses/kl": kl, "losses/entropy": entropy}
+    metrics = {name: value.detach() for name, value in metrics.items()}
+    return loss - entropy_weight * len(embed) * entropy, metrics, (deter.detach(), stoch.detach())
+
+
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
+@torch.no_grad()
+def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
+    """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
+    feat = torch.empty(len(data.image), model.feat_size, device=model.pixel_mean.device)
+    starts, lengths = data.starts[:-1], data.starts.diff()
+    state = model.initial(len(starts))
+    for t in range(0, int(lengths.max()), chunk):
+        time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
+        alive = time_index < lengths  # (chunk, episodes)
+        rows = starts + torch.minimum(time_index, lengths - 1)
+        deter, stoch, _, state = model.encode(*data.rows(rows), state)
+        feat[rows[alive].to(feat.device)] = torch.cat([deter, stoch], -1)[alive.to(feat.device)]
+    return feat
+
+
+class ExpertWindows:
+    """Encoded expert episodes; `draw` gives windows of H steps that never cross an episode's end."""
+
+    def __init__(self, model: WorldModel, data: Episodes, horizon: int):
+        self.feat, self.data, self.horizon = encode_expert(model, data), data, horizon  # (rows, F)
+        row = torch.arange(len(data.image))
+        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
+        self.allowed = row[row + horizon < ends].to(self.feat.device)
+        if not len(self.allowed):
+            sys.exit(f"No expert episode has {horizon} steps: lower --horizon or collect longer episodes.")
+
+    def draw(self, count: int, rng: torch.Generator) -> Tensor:
+        """Row numbers (H + 1, count) of random windows."""
+        first = torch.randint(len(self.allowed), (count,), generator=rng, device=rng.device)
+        return (
+            self.allowed[first.to(self.allowed.device)]
+            + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
+        )
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
+    deter = model.config["deter"]
+    state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
+    for t in range(horizon):
+        actions.append(act(feats[-1], t))
+        state = model.imagine_step(state, actions[-1])
+        feats.append(torch.cat(state, -1))
+    return torch.stack(feats), torch.stack(actions)
+
+
+@torch.no_grad()
+def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> dict[str, float]:
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
+
+    The same distance under the expert's own actions is what the world model's noise alone costs.
+    """
+    rows, deter = windows.draw(count, rng), model.config["deter"]
+    expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
+    own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
+    copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
+    distance = [
+        1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)
+    ]
+    mode = actor.mode(expert[:-1])  # (H, N, A)
+    same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
+    return {"expert/latent_distance": distance[0], "expert/latent_distance_expert_actions": distance[1],
+            "expert/action_agreement": same.mean().item()}  # fmt: skip
+
+
+# --- end ---
+
+
+# --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
+@torch.no_grad()
+def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
+    """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
+
+    The torch random state is restored afterwards, so evaluating more often does not change the training.
+    """
+    device, N, discrete = model.pixel_mean.device, games.num_envs, hasattr(games.action_space, "n")
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        games.coming = itertools.count(seed)
+        frames, state = games.reset(), model.initial(N)
+        prev_action, is_first = torch.zeros(N, action_size), torch.ones(N, dtype=torch.bool)
+        total, rows, clip = np.zeros(N), [], []
+        while len(rows) < episodes:
+            clip += [frames[0]] if len(clip) < 2000 and not any(row["seed"] == seed for row in rows) else []
+            image = torch.from_numpy(frames).to(device)
+            state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
+            action = act(torch.cat(state, -1)).cpu()  # (N, A)
+            playing, steps = games.seeds.copy(), games.steps + 1
+            frames, reward, terminated, truncated, info = games.step(
+                action.argmax(-1).numpy() if discrete else action.numpy()
+            )
+            total, ended = total + reward, terminated | truncated
+            for i in np.flatnonzero(ended):
+                if playing[i] < seed + episodes:  # the first games begun, whichever ends first
+                    rows.append({"seed": int(playing[i]), "return": float(total[i]), "length": int(steps[i])})
+            played = torch.as_tensor(info["action"])
+            prev_action = F.one_hot(played.long(), action_size).float() if discrete else played.float()
+            total[ended], is_first = 0, torch.from_numpy(ended)
+    return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
+
+
+def ensure(command: list[str]) -> None:
+    """Run a missing stage as the command a user would type."""
+    print("$ python " + " ".join(command), flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
+
+
+def has(dataset: Path, episodes: int) -> bool:
+    """Whether a folder holds so many training episodes."""
+    return len(list(dataset.glob("train_*.npz"))) >= episodes
+
+
+def collect(args, *options: str) -> list[str]:
+    """The command that collects a dataset; debug data is kept apart."""
+    debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
+    root = "data/debug" if args.size == "debug" else "data"
+    return ["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options]
+
+
+def expert_dataset(args) -> Path:
+    """Find the folder of expert episodes, collecting it if there is none."""
+    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
+    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    if args.data_dir or has(folder, args.num_expert_episodes):
+        return folder
+    if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
+        return shipped
+    ensure(collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    return folder
+
+
+def scores(meta: dict) -> tuple[float, float, float]:
+    """Mean return of the expert, a random policy, and the expert's actions shuffled, as dataset.json has them."""
+    expert = [episode["return"] for episode in meta.get("episodes", [])]
+    returns = expert, meta.get("random_returns"), meta.get("shuffled_returns")
+    return tuple(float(np.mean(values)) if values else float("nan") for values in returns)
+
+
+def save_clip(path: Path, frames: np.ndarray) -> None:
+    """Frames (t, 64, 64, C) as an animated GIF at three times the size."""
+    pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in frames]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=66, loop=0)
+
+
+# --- end ---
+
+
+# --- same in: ditto, d_gail, d_bc, aime_atari ---
+def finished(checkpoint: Path) -> bool:
+    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
+    if not checkpoint.exists():
+        return False
+    saved = load(checkpoint, "cpu")
+    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
+
+
+def trained_world_model(args, folder: Path) -> Path:
+    """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
+    shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
+    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if args.world_model:
+        return checkpoint  # a model that is named is used or refused, never replaced
+    if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
+        return shipped
+    if finished(checkpoint):
+        return checkpoint
+    root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
+    world = Path(f"{root}/{args.env_id}/world")
+    if not has(world, episodes[args.size]):
+        wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
+        ensure(collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
+    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+    ensure(train + ([] if args.cuda else ["--no-cuda"]))
+    return checkpoint
+
+
+# --- end ---
+
+
+def main(args: Args) -> dict:
+    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
+    torch.manual_seed(args.seed)
+    script = Path(__file__).stem
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    folder = expert_dataset(args)
+    checkpoint = trained_world_model(args, folder)
+    print(f"expert: {folder}\nworld model: {checkpoint}")
+    model = load_world_model(checkpoint, device)
+    data = Episodes([folder], "train", args.num_expert_episodes, device, actions=False)  # no actions
+    held_out = Episodes([folder], "val", 6, device)
+    action_size = held_out.prev_action.shape[-1]
+    if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
+    if len(data.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
+    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
+    expert_return, random_return, shuffled_return = scores(data.meta)
+    # (1) embed the expert's frames, (2) B streams through them
+    streams = Streams(Demonstrations(model, data), args.batch_size, args.batch_length, carry=True, seed=args.seed)
+    state, held_windows = model.initial(args.batch_size), ExpertWindows(model, held_out, args.horizon)
+    bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
+    actor = Actor(model.feat_size, action_size, held_out.discrete, args.layers, args.units, *bounds).to(device)
+    optimizer = torch.optim.Adam(
+        actor.parameters(), lr=args.learning_rate, fused=True, capturable=device.type == "cuda"
+    )
+    parts = {"actor": actor, "optimizer": optimizer, "streams": streams}
+    step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
+    if file.exists():
+        saved = load(file, device)
+        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir")
+        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
+        other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        other += [saved["script"] + ".py"] if saved.get("script", script) != script else []
+        if saved.get("world_model") != fingerprint or other:
+            reason = "with " + ", ".join(other) if other else "on another world model"
+            sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+        step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
+        state = tuple(part.to(device) for part in saved["state"])
+        torch.set_rng_state(saved["torch_rng"].cpu())
+        if device.type == "cuda":
+            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        print(f"resuming {file} at update {step}")
+    elif args.eval_only:
+        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
+    run_dir.mkdir(parents=True, exist_ok=True)
+    writer = SummaryWriter(run_dir)
+    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
+                              grayscale=data.meta.get("grayscale", True))  # fmt: skip
+
+    def update() -> dict[str, Tensor]:
+        nonlocal state
+        # (3) loss of the next T frames of every stream, and the state to go on from
+        policy_loss, metrics, state = imitation_loss(model, actor, *streams.next(), state, args.objective, args.entropy)
+        optimizer.zero_grad()
+        policy_loss.backward()
+        metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(actor.parameters(), args.grad_clip)
+        optimizer.step()
+        return metrics
+
+    def compare() -> dict[str, float]:
+        """Measure on held-out expert episodes; the random state is restored."""
+        with torch.random.fork_rng():
+            torch.manual_seed(args.seed)
+            return agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
+
+    def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
+        """Play, write one row per game to the file `name`, and sum up."""
+        rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
+        with open(run_dir / name, "a", newline="") as out:
+            out.write("" if out.tell() else "update,seed,return,length\n")
+            csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
+        returns = np.array([row["return"] for row in rows])
+        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
+        means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
+        return {name: float(value) for name, value in means.items()}, rows, clip
+
+    began, step_before, report = time.time(), step, {}
+    extra = 0 if args.eval_only else args.updates - step
+    for _ in range(extra):
+        if args.anneal:
+            for group in optimizer.param_groups:
+                group["lr"] = args.learning_rate * (1 - 0.9 * step / args.updates)
+        metrics = update()
+        step += 1
+        fresh = {}  # what this row of the log will hold
+        if step % args.eval_every == 0 or step == args.updates:
+            fresh = compare()
+            if step < args.updates:  # the last policy plays the final evaluation
+                fresh |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                best = max(best, fresh["eval/return_mean"])
+            elapsed = seconds + time.time() - began
+            save(file, {name: part.state_dict() for name, part in parts.items()}
+                 | {"step": step, "seconds": elapsed, "best": best, "script": script, "state": state,
+                        "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
+                        "layers": (args.layers, args.units),
+                        "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
+        if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
+            speed = (step - step_before) / (time.time() - began)
+            fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
+            log(writer, run_dir, step, seconds + time.time() - began, fresh)
+            report |= fresh
+            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/policy']:.2f}"
+                  f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
+                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
+                  end="", flush=True)  # fmt: skip
+            if step % args.eval_every == 0 or step == args.updates:
+                distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
+                print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
+    # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
+    means, rows, clip = [], [], np.zeros(0)
+    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
+    for k in range(args.eval_consecutive):
+        if k:
+            update()
+        result, games_played, clip = test(args.eval_episodes, 1000, "final_episodes.csv")
+        means.append(result["eval/return_mean"])
+        rows += games_played
+    returns = np.array([row["return"] for row in rows])
+    report |= {} if "expert/action_agreement" in report else compare()  # nothing was left to train
+    report |= result | {"eval/return_mean": float(np.mean(means))}
+    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
+    score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
+    report |= {"eval/return_vs_expert": float(score)}
+    if not args.eval_only:
+        log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
+    report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
+    report |= {"best_validation": best if np.isfinite(best) else None, "step": step}
+    save_clip(run_dir / "agent.gif", clip)
+    everything = report | {"data": str(folder), "world_model": str(checkpoint), "size": args.size, "args": vars(args)}
+    everything["returns"] = returns.tolist()
+    strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
+    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
+    print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
+          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
+          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
+          f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
+          f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+    if best > random_return and report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
+        print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
+    writer.close()
+    return report
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args(Args, SIZES))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
