@@ -8,6 +8,7 @@ Without weights or download (`embedded`):
 - Breakout, Pong: ten rules read the ball from the console's memory; the emulator's future picks the one to follow.
 - Boxing: walk up to the opponent and punch at every other step; a function of what can be seen.
 - BipedalWalker-v3: a gait of three phases, PD control at the joints, constants tuned by the cross-entropy method.
+- Pendulum-v1: energy control, then balancing; a function of what can be seen.
 - any other Atari game: random plans tried in the emulator (slow: 70 to 100 s of one core per 1000 steps), unless
   train_expert.py has left a small PPO actor in experts/<env_id>.pt.
 """
@@ -416,6 +417,16 @@ class Walker:
         return np.clip(self.scale * np.array(torque), -1, 1).astype(np.float32)
 
 
+def pendulum_swing_up(observation: np.ndarray, env: gym.Env) -> np.ndarray:
+    """Pendulum-v1: pump up the energy until it suffices to stand, 15 (g = 10, m = l = 1), then balance by PD control."""
+    cos, sin, speed = observation
+    if cos > 0.9:
+        torque = -10 * np.arctan2(sin, cos) - 2 * speed
+    else:
+        torque = (15 - speed**2 / 2 - 15 * cos) * (1 if speed >= 0 else -1)
+    return np.clip([torque], -2, 2).astype(np.float32)
+
+
 def pong_rally(observation: np.ndarray, env: Emulator) -> int:
     """Pong, `--expert expert_policies:pong_rally`: meet every ball with the middle of the paddle, no plan to win.
 
@@ -472,6 +483,7 @@ EMBEDDED = {  # env id: name, player, agent steps after which a game is cut off
     "BoxingNoFrameskip-v4": ("boxing-rule", Boxer, 27000),
     "QbertNoFrameskip-v4": ("qbert-painter", Painter, 1000),  # later rounds need every cube twice
     "BipedalWalker-v3": ("walker-gait", Walker, 27000),
+    "Pendulum-v1": ("pendulum-swing-up", functools.partial(UserPlayer, pendulum_swing_up), 27000),
 }
 
 

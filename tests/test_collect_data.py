@@ -21,7 +21,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import assert_one_sentence
 
 from collect_data import FIELDS, Args, Games, area_matrix, collect, main, make_env, play, resize, to_gray
-from expert_policies import Emulator, RandomExpert, StatisticsUnpickler, choose_expert, load_expert, pong_rally
+from expert_policies import (
+    Emulator,
+    RandomExpert,
+    StatisticsUnpickler,
+    choose_expert,
+    load_expert,
+    pendulum_swing_up,
+    pong_rally,
+)
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 
@@ -497,6 +505,23 @@ def test_walker_walks():
     games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
     (game,) = play(games, load_expert("embedded", "BipedalWalker-v3", games), [1])
     assert game["rewards"].sum() > 250 and game["actions"].shape[1] == 4
+
+
+def test_pendulum_swings_up_by_hand():
+    push = lambda observation: pendulum_swing_up(observation, None)  # noqa: E731
+    assert push(np.array([-1.0, 0.0, 0.5])) == 2 and push(np.array([-1.0, 0.0, -0.5])) == -2  # hanging: with the swing
+    assert push(np.array([0.0, 1.0, 6.0])) == -2  # too fast: 18 of 15
+    assert push(np.array([0.0, 1.0, 5.0])) == 2 and push(np.array([0.0, 1.0, -5.4])) == pytest.approx(-0.42)
+    assert push(np.array([np.cos(0.1), np.sin(0.1), -0.3])) == pytest.approx(-0.4, abs=1e-6)  # -10 * 0.1 + 2 * 0.3
+
+
+def test_pendulum_stands():
+    pytest.importorskip("pygame")
+    games = Games("Pendulum-v1", 4, 0)
+    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
+    played = play(games, load_expert("embedded", "Pendulum-v1", games), [1, 2, 3, 4])
+    returns = [game["rewards"].sum() for game in played]
+    assert np.mean(returns) > -250 and min(returns) > -450  # random: -1238
 
 
 def test_every_atari_id_has_a_rom():
