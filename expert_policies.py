@@ -418,7 +418,7 @@ class Walker:
 
 
 def pendulum_swing_up(observation: np.ndarray, env: gym.Env) -> np.ndarray:
-    """Pendulum-v1: pump up the energy until it suffices to stand, 15 (g = 10, m = l = 1), then balance by PD control."""
+    """Pendulum-v1: pump up the energy until it is that of standing, 15 (g = 10, m = l = 1), then balance by PD."""
     cos, sin, speed = observation
     if cos > 0.9:
         torque = -10 * np.arctan2(sin, cos) - 2 * speed
