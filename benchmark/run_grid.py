@@ -201,6 +201,9 @@ import importlib, json, sys
 for name, words in json.loads(sys.argv[1]):
     script = importlib.import_module(name)
     args = script.parse_args(script.Args, script.SIZES, words)
+    if hasattr(script, "datasets"):  # aime.py, bco.py; a world model of theirs is named with --world-model
+        script.datasets(args)
+        continue
     folder = script.expert_dataset(args)
     if hasattr(script, "trained_world_model"):
         script.trained_world_model(args, folder)
@@ -234,7 +237,8 @@ def finished(cell: Cell) -> bool:
     """Whether the cell's last update was made and its final games were played, with these arguments."""
     result = read_json(ROOT / cell.run_dir / "result.json")
     old = {name: value for name, value in result.get("args", {}).items() if name not in FREE and name in cell.arguments}
-    return result.get("step", -1) >= cell.arguments["updates"] and all(cell.arguments[k] == v for k, v in old.items())
+    updates = cell.arguments.get("updates", 0)  # bco.py stops by itself, and leaves no result before
+    return result.get("step", -1) >= updates and all(cell.arguments[k] == v for k, v in old.items())
 
 
 def progress(cell: Cell) -> float:
@@ -281,8 +285,9 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
     steps = {row["update"] for row in validations} | {str(result["step"])}
     log = read_rows(folder / "metrics.csv")
     logged = {(row["step"], row["name"]): row for row in log}
+    wanted = ("imagine/reward", "losses/entropy", "imitate/action_error", "imitate/elbo")
     kept = [row for (step, name), row in logged.items() if step in steps
-            and (name.startswith(("eval/", "expert/")) or name in ("imagine/reward", "losses/entropy"))]  # fmt: skip
+            and (name.startswith(("eval/", "expert/")) or name in wanted)]  # fmt: skip
     last = {row["name"]: float(row["value"]) for row in kept if row["step"] == str(result["step"])}
 
     def final(name: str) -> str:
@@ -311,7 +316,7 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
         "": [row],
         "_metrics": [key | row for row in kept],
         "_episodes": [key | {"update": r["update"], "game_seed": r["seed"], "return": r["return"],
-                             "length": r["length"]} for r in games],
+                             "length": r.get("length", "")} for r in games],
     }  # fmt: skip
 
 

@@ -174,6 +174,24 @@ def test_rows_of_the_three_files(repository):
         assert tuple(rows(repository, end)[0]) == run_grid.COLUMNS[end]
 
 
+def test_a_script_like_bco_that_stops_by_itself(repository):
+    """It has no --updates, its games have no length, and its data are made by `datasets`."""
+    stub = (
+        STUB.replace("    updates: int = 4\n", "")
+        .replace("args.updates", "4")
+        .replace("def expert_dataset", "def datasets")
+    )
+    stub = stub.replace('"update,seed,return,length\\n" + "".join(lines)', '"update,seed,return\\n4,1000,10.0\\n"')
+    (repository / "stub.py").write_text(stub)
+    grid(seeds=[1])
+    assert (repository / "prepared.txt").read_text() == "Env-v0 4\n"
+    assert rows(repository)[0]["updates"] == "4" and rows(repository)[0]["return_mean"] == "12"
+    assert [(r["return"], r["length"]) for r in rows(repository, "_episodes")] == [("10.0", "")]
+    before = log(repository, "stub-small-4-1")
+    grid(seeds=[1])
+    assert log(repository, "stub-small-4-1") == before  # finished
+
+
 def test_finished_cells_are_skipped_until_the_command_asks_for_more(repository, capsys):
     grid(seeds=[1])
     before = log(repository, "stub-small-4-1")
