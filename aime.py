@@ -80,7 +80,8 @@ class Args:
     """what is observed: lpomdp (sensors without velocities), mdp (all sensors), visual (64x64 pictures)"""
     # world model
     world_model: str = ""
-    """checkpoint of phase 1; default runs/<body>/world_model-<size>-<setting>-<data sets>-<seed>, else trained now"""
+    """checkpoint of phase 1; default runs/<body>/world_model-<size>-<setting>-<data sets>-<seed>, with --run-dir
+    <run_dir>/world_model; trained now if there is none"""
     variant: Literal["auto", "rssm", "rssmo"] = "auto"
     """auto (rssm on Walker, rssmo on Cheetah, as the authors' configs), rssm or rssmo"""
     deter: int = 512
@@ -280,7 +281,7 @@ def datasets(args) -> tuple[list[str], str]:
     for name in [*names, f"{args.env_id}-expert"]:
         task, _, kind = name.rpartition("-")
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
-        if missing and kind in ("buffer", "expert", "random") and not args.data_dir:
+        if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
             ensure(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
     return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
@@ -290,7 +291,12 @@ def same_settings(saved: dict, settings: dict, file: Path) -> None:
     """End with one sentence if a checkpoint was made with other settings."""
     old = saved.get("settings", {})
     wrong = {name: value for name, value in old.items() if settings.get(name, value) != value}
-    other = ["another world model" if k == "world_model" else f"--{k.replace('_', '-')} {v}" for k, v in wrong.items()]
+    no_flag = ("world_model", "keys", "action_size", "body")
+    other = []
+    for name, value in wrong.items():
+        flag, shown = name.replace("_", "-"), "" if isinstance(value, bool) else f" {value}"
+        told = name in no_flag or value is None
+        other.append(f"another {flag}" if told else f"--{'no-' if value is False else ''}{flag}{shown}")
     if other or not old:
         reason = "with " + ", ".join(other) if other else "by another script"
         sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
@@ -389,11 +395,13 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
     balance = args.balance if args.balance >= 0 else None if rssm else 0.8
     config = {"variant": variant, "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30),
               "hidden": args.hidden or (128 if rssm else 512), "keys": keys, "action_size": 6}  # fmt: skip
-    names = ("seed", "setting", "model_kl", "batch_size", "batch_length", "learning_rate", "anneal", "idm")
+    names = ("seed", "setting", "model_kl", "batch_size", "batch_length", "learning_rate", "anneal", "grad_clip", "idm")
+    names += ("model_updates",) if args.anneal else ()  # they say how fast the step size falls
     settings = {name: getattr(args, name) for name in names}
     settings |= config | {"free_nats": free_nats, "balance": balance, "body": ",".join(folders)}
     if checkpoint.exists() and (saved := load(checkpoint, "cpu")).get("step", 0) >= args.model_updates:
         same_settings(saved, settings, checkpoint)
+        print(f"phase 1: {checkpoint}, {saved['step']} updates")
         return checkpoint
     data = Trajectories(folders, keys, device=device)
     first_rows, rng = data.first_rows(args.batch_length), torch.Generator().manual_seed(args.seed)
@@ -426,6 +434,8 @@ def main(args: Args) -> dict:
     script, body = Path(__file__).stem, args.env_id.split("-")[0]
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
+    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
+        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     # (1) and (2) phase 1, or its checkpoint
     model_dir = Path(f"runs/{body}/world_model-{kind}-{args.seed}" + ("-idm" if args.idm else ""))
     if args.run_dir and not args.world_model:
@@ -452,14 +462,13 @@ def main(args: Args) -> dict:
     max_steps = demos.meta.get("max_steps", 500)
     expert_return = float(np.mean(demos.returns))
     random_return = float(np.mean(demos.meta.get("random_returns") or random_returns(args.env_id)))
-    withheld = withheld_actions(demonstrations, keys, args.num_expert_episodes)  # for the log only
+    withheld = withheld_actions(demonstrations, args.num_expert_episodes, device)  # for the log only
     torch.manual_seed(args.seed)
     policy = Policy(model.feat_size, model.config["action_size"], args.units).to(device)
     probe = draw_clips(first_rows, 64, args.batch_length, torch.Generator().manual_seed(0))
-    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
     free = ("run_dir", "cuda", "data_dir", "world_model", "threads", "updates", "log_every", "body", "env_id")
     settings = {k: v for k, v in vars(args).items() if k not in free and "eval" not in k and "quick" not in k}
-    settings |= {"world_model": fingerprint, "env_id": args.env_id}
+    settings |= {"world_model": model.digest(), "env_id": args.env_id}
 
     def loss():
         rows = draw_clips(first_rows, args.batch_size, args.batch_length, rng).to(device)  # (4) (T, B)
@@ -479,25 +488,27 @@ def main(args: Args) -> dict:
             fresh |= score(test(args.quick_episodes, 20_000, step, "episodes.csv"), expert_return, random_return)
         return fresh
 
-    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     print(f"phase 2: {len(demos.starts) - 1} demonstrations of {demonstrations}\nworld model: {checkpoint}")
     updates = load(run_dir / "checkpoint.pt", "cpu")["step"] if args.eval_only else args.updates
     step, seconds, report = optimise({"policy": policy}, loss, updates, rng, run_dir, args, settings, {}, validate)
     (run_dir / "final_episodes.csv").unlink(missing_ok=True)
     returns = np.array(test(args.eval_episodes, 1000, step, "final_episodes.csv"))
-    report |= action_error(model, policy, demos, withheld, probe, idm) | score(returns, expert_return, random_return)
+    if "imitate/action_error" not in report:  # nothing was left to train
+        report |= action_error(model, policy, demos, withheld, probe, idm)
+    report |= score(returns, expert_return, random_return)
     finish(args, run_dir, script, step, seconds, report, returns, expert_return, random_return,
            {"data": folders, "demonstrations": demonstrations, "world_model": str(checkpoint)})  # fmt: skip
     return report
 
 
-def withheld_actions(folder: str, keys: dict[str, int], limit: int) -> Tensor | None:
+def withheld_actions(folder: str, limit: int, device) -> Tensor | None:
     """The demonstrations' actions (N, A) for `action_error`, None if a file has none."""
     files = sorted((f for f in Path(folder).glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))[:limit]
-    if any("pre_action" not in np.load(file).files for file in files):
-        return None
-    return Trajectories([folder], keys, limit).prev_action
+    found = []
+    for file in files:
+        with np.load(file) as npz:
+            found += [npz["pre_action"].astype(np.float32)] if "pre_action" in npz.files else []
+    return torch.from_numpy(np.concatenate(found)).to(device) if len(found) == len(files) else None
 
 
 # --- same in: aime, bco ---

@@ -17,9 +17,11 @@ what the expert did; the policy's actions are right if the model then finds the 
     python aime_atari.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes as in world_model.py; T steps, B streams. The action drawn in feat[t - 1] leads to feat[t].
-Differs from AIME: streams begin where an episode begins and keep their state (so does the model's training), clips do
+Differs from AIME: streams walk on to their episode's end and keep their state (so does the model's training), clips do
 not; the weights of picture and KL are those with which the model was trained; the game is played by sampled actions, as
-its siblings do. The actions of held-out episodes serve the logged agreement and L_d (Eq. 10 of DITTO), nothing else.
+its siblings do. DITTO's world model was trained on these demonstrations too, with their actions (unless --world-model
+names another): the policy never sees them, the model has. The actions of held-out episodes are only for the logged
+agreement and L_d (Eq. 10 of DITTO).
 """
 
 import csv
@@ -41,6 +43,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from world_model import (
+    CategoricalLatent,
     Episodes,
     Games,
     Streams,
@@ -222,9 +225,8 @@ def straight_through(actor: Actor, feat: Tensor) -> tuple[Tensor, Tensor]:
     if not actor.discrete:
         return actor.sample(feat), torch.zeros_like(feat[..., 0])  # reparameterised
     logits = F.log_softmax(actor.net(feat), -1)
-    draw = (logits.detach().exp() / torch.empty_like(logits).exponential_().clamp_min(1e-20)).argmax(-1)
-    onehot = F.one_hot(draw, actor.action_size).to(feat.dtype)
-    return onehot + logits.exp() - logits.exp().detach(), -(logits.exp() * logits).sum(-1)
+    action = CategoricalLatent(1, actor.action_size).sample(logits)  # one variable: draws as the latents are drawn
+    return action, -(logits.exp() * logits).sum(-1)
 
 
 def imitation_loss(model: WorldModel, actor: Actor, embed: Tensor, image: Tensor, is_first: Tensor, state,
@@ -448,6 +450,8 @@ def main(args: Args) -> dict:
     torch.manual_seed(args.seed)
     script = Path(__file__).stem
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
+        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     folder = expert_dataset(args)
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")
@@ -457,9 +461,11 @@ def main(args: Args) -> dict:
     action_size = held_out.prev_action.shape[-1]
     if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
+    if args.entropy and not held_out.discrete:
+        sys.exit("--entropy is for discrete actions: leave it out.")
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
-    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
+    fingerprint = model.digest()
     expert_return, random_return, shuffled_return = scores(data.meta)
     # (1) embed the expert's frames, (2) B streams through them
     streams = Streams(Demonstrations(model, data), args.batch_size, args.batch_length, carry=True, seed=args.seed)
@@ -488,8 +494,6 @@ def main(args: Args) -> dict:
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    elif args.eval_only:
-        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
     run_dir.mkdir(parents=True, exist_ok=True)
     writer = SummaryWriter(run_dir)
     writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))

@@ -619,6 +619,8 @@ def main(args: Args) -> dict:
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
     script = Path(__file__).stem
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
+        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     folder = expert_dataset(args)
     print(f"expert: {folder}")
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
@@ -658,8 +660,6 @@ def main(args: Args) -> dict:
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    elif args.eval_only:
-        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
     run_dir.mkdir(parents=True, exist_ok=True)
     writer = SummaryWriter(run_dir)
     writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))

@@ -150,7 +150,8 @@ class Forward(nn.Module):
 
     def __init__(self, keys: dict[str, int], stack: int, action_size: int, units: int):
         super().__init__()
-        self.encoder, inputs = Encoder(keys), stack * (1024 if "image" in keys else sum(keys.values())) + action_size
+        self.encoder = Encoder(keys)
+        inputs = stack * self.encoder.size + action_size
         if "image" in keys:
             self.decoder = nn.Sequential(
                 nn.Linear(inputs, 1024), nn.Unflatten(-1, (1024, 1, 1)),
@@ -184,7 +185,9 @@ def split_rows(starts: Tensor, share: float, rng: torch.Generator) -> tuple[list
 
 def window_rows(pieces: list[range], stack: int) -> Tensor:
     """Row t of every window o_{t-stack+1} .. o_{t+1} that lies in one piece, (windows,)."""
-    rows = [torch.arange(piece.start + stack - 1, piece.stop - 1) for piece in pieces]
+    rows = [torch.arange(piece.start + stack - 1, max(piece.stop - 1, piece.start + stack - 1)) for piece in pieces]
+    if not sum(map(len, rows)):
+        sys.exit(f"No trajectory is left with {stack + 1} observations: record more or longer ones, or lower --stack.")
     return torch.cat(rows)
 
 
@@ -264,7 +267,7 @@ def datasets(args) -> tuple[list[str], str]:
     for name in [*names, f"{args.env_id}-expert"]:
         task, _, kind = name.rpartition("-")
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
-        if missing and kind in ("buffer", "expert", "random") and not args.data_dir:
+        if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
             ensure(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
     return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
@@ -274,7 +277,12 @@ def same_settings(saved: dict, settings: dict, file: Path) -> None:
     """End with one sentence if a checkpoint was made with other settings."""
     old = saved.get("settings", {})
     wrong = {name: value for name, value in old.items() if settings.get(name, value) != value}
-    other = ["another world model" if k == "world_model" else f"--{k.replace('_', '-')} {v}" for k, v in wrong.items()]
+    no_flag = ("world_model", "keys", "action_size", "body")
+    other = []
+    for name, value in wrong.items():
+        flag, shown = name.replace("_", "-"), "" if isinstance(value, bool) else f" {value}"
+        told = name in no_flag or value is None
+        other.append(f"another {flag}" if told else f"--{'no-' if value is False else ''}{flag}{shown}")
     if other or not old:
         reason = "with " + ", ".join(other) if other else "by another script"
         sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
@@ -305,7 +313,7 @@ def player(policy: Actor, stack: int, device):
 
 
 class Trainer:
-    """Trains the stages of a run one after the other, with one checkpoint after every epoch."""
+    """Trains the stages of a run one after the other, with some ten checkpoints in the least epochs of each."""
 
     def __init__(self, args: Args, run_dir: Path, settings: dict, device: torch.device):
         self.args, self.run_dir, self.settings, self.device = args, run_dir, settings, device
@@ -403,6 +411,8 @@ def main(args: Args) -> dict:
     random_return = float(np.mean(demos.meta.get("random_returns") or random_returns(args.env_id)))
     free = ("run_dir", "cuda", "data_dir", "threads")
     settings = {k: v for k, v in vars(args).items() if k not in free and "eval" not in k} | {"body": ",".join(folders)}
+    if not 0 < args.validation_share < 1:
+        sys.exit(f"--validation-share {args.validation_share} must lie between 0 and 1.")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     if args.eval_only and "policy" not in load(run_dir / "checkpoint.pt", "cpu").get("done", {}):

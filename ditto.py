@@ -429,6 +429,8 @@ def main(args: Args) -> dict:
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
     script = Path(__file__).stem
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
+    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
+        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     folder = expert_dataset(args)
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")
@@ -439,7 +441,7 @@ def main(args: Args) -> dict:
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
-    fingerprint = float(sum(weight.double().abs().sum() for weight in model.state_dict().values()))
+    fingerprint = model.digest()
     expert_return, random_return, shuffled_return = scores(data.meta)
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
@@ -470,8 +472,6 @@ def main(args: Args) -> dict:
         if device.type == "cuda":
             torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    elif args.eval_only:
-        sys.exit(f"No checkpoint at {file}: train first, or name its folder with --run-dir.")
     run_dir.mkdir(parents=True, exist_ok=True)
     writer = SummaryWriter(run_dir)
     writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))

@@ -158,7 +158,10 @@ class DMC(gym.Env):
 
     def render(self) -> np.ndarray:
         """Picture (64, 64, 3) uint8 of camera 0."""
-        return self.task.physics.render(64, 64, camera_id=0)
+        try:
+            return self.task.physics.render(64, 64, camera_id=0)
+        except Exception as error:  # each renderer has exceptions of its own
+            sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
 
 
 class Recorder(gym.Wrapper):
@@ -167,8 +170,12 @@ class Recorder(gym.Wrapper):
     def __init__(self, env: DMC, folder: Path, count: int, index: int = 0):
         super().__init__(env)
         self.folder, self.count, self.index, self.returns = folder, count, index, []
+        if list(folder.glob("*.npz")) and not any((folder / name).exists() for name in ("unfinished", "dataset.json")):
+            sys.exit(f"{folder} holds trajectories that dmc.py did not make: give another --data-dir.")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "unfinished").touch()  # `store` takes it away
+        for file in folder.glob("*.npz"):
+            file.unlink()  # games of an earlier agent
 
     def reset(self, **options):
         obs, info = self.env.reset(**options)
@@ -263,16 +270,25 @@ def store(folder: Path, args: Args, agent: str, returns: list[float], random: li
     (folder / "unfinished").unlink(missing_ok=True)
 
 
-def complete(folder: Path, games: int) -> bool:
-    """Whether a folder holds so many games and was finished."""
-    return folder.exists() and not (folder / "unfinished").exists() and len(list(folder.glob("*.npz"))) >= games
+def complete(folder: Path, games: int, args: Args) -> bool:
+    """Whether a folder holds so many games and was finished; end with one sentence if other settings made them."""
+    if not folder.exists() or (folder / "unfinished").exists() or len(list(folder.glob("*.npz"))) < games:
+        return False
+    file = folder / "dataset.json"
+    made = json.loads(file.read_text()).get("args", {}) if file.exists() else {}  # a data set of others has none
+    wrong = [k for k in ("seed", "max_steps", "pixels") if made.get(k, getattr(args, k)) != getattr(args, k)]
+    if wrong:
+        flags = ", ".join(f"--{k.replace('_', '-')}" for k in wrong)
+        sys.exit(f"{folder} was made with another {flags}: give another --data-dir, or delete the folder.")
+    print(f"{folder}: complete, {len(list(folder.glob('*.npz')))} games")
+    return True
 
 
 def main(args: Args) -> dict:
     """Make what is missing; return the mean returns."""
     observed(args.env_id, "mdp")
-    if min(args.num_episodes, args.num_demonstrations, args.max_steps) < 1:
-        sys.exit("--num-episodes, --num-demonstrations and --max-steps must be 1 or more.")
+    if min(args.num_episodes, args.num_demonstrations, args.max_steps) < 1 or args.max_steps > 500:
+        sys.exit("--num-episodes and --num-demonstrations must be 1 or more, --max-steps 1 to 500.")
     if args.threads:
         torch.set_num_threads(args.threads)
     root, body = Path(args.data_dir), args.env_id.split("-")[0]
@@ -286,7 +302,7 @@ def main(args: Args) -> dict:
 
     if args.agent == "random":
         folder = root / f"{body}-random"
-        if not complete(folder, args.num_episodes):
+        if not complete(folder, args.num_episodes, args):
             rng = np.random.default_rng(args.seed)
             env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
             seeds = [args.seed * 100_000 + k for k in range(args.num_episodes)]
@@ -295,11 +311,13 @@ def main(args: Args) -> dict:
 
     # an interrupted training begins anew and overwrites its games: SAC cannot be resumed exactly
     buffer, demonstrations = root / f"{args.env_id}-buffer", root / f"{args.env_id}-expert"
-    if not complete(buffer, args.num_episodes) or not (buffer / "agent.zip").exists():
+    if not complete(buffer, args.num_episodes, args) or not (buffer / "agent.zip").exists():
+        if demonstrations.exists():
+            (demonstrations / "unfinished").touch()  # they are an earlier agent's
         train_sac(args, buffer)
         rewards = [np.load(buffer / f"{k}.npz")["reward"].sum(dtype=float) for k in range(args.num_episodes)]
         finish(buffer, "sac", [float(value) for value in rewards])
-    if not complete(demonstrations, args.num_demonstrations):
+    if not complete(demonstrations, args.num_demonstrations, args):
         from stable_baselines3 import SAC
 
         agent = SAC.load(buffer / "agent.zip", device="cpu")

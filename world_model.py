@@ -33,6 +33,7 @@ import copy
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -228,6 +229,11 @@ class WorldModel(nn.Module):
         """Zero state for `batch` episodes: deter (B, D), stoch (B, S*K)."""
         zeros = self.pixel_mean.new_zeros
         return zeros(batch, self.config["deter"]), zeros(batch, self.latent.size)
+
+    def digest(self) -> str:
+        """Hash of the weights, the same on every device: tells whether a checkpoint was made with this model."""
+        weights = (weight.cpu().numpy().tobytes() for weight in self.state_dict().values())
+        return hashlib.sha256(b"".join(weights)).hexdigest()[:16]
 
     def preprocess(self, image: Tensor) -> Tensor:
         """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64)."""
@@ -773,8 +779,8 @@ class Streams:
         return {"rng": self.rng.get_state(), "row": self.row, "fresh": self.fresh}
 
     def load_state_dict(self, saved: dict) -> None:
-        self.rng.set_state(saved["rng"])
-        self.row, self.fresh = saved["row"], saved["fresh"]
+        self.rng.set_state(saved["rng"].cpu())
+        self.row, self.fresh = saved["row"].cpu(), saved["fresh"]
 
 
 class Trajectories:
@@ -881,9 +887,7 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> Wo
         model = cls(content["config"])
         model.load_state_dict({name: value.float() for name, value in content["model"].items()})
     except Exception as error:
-        sys.exit(
-            f"{path} is not a world model of this project ({type(error).__name__}): train it again with world_model.py."
-        )
+        sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
     return model.to(device).requires_grad_(False).eval()
 
 
