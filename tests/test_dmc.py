@@ -130,3 +130,48 @@ def test_commands_make_data_that_the_loader_reads(tmp_path):
         meta = json.loads((tmp_path / name / "dataset.json").read_text())
         assert meta["expert_returns"] == pytest.approx(data.returns, rel=1e-4) and len(meta["random_returns"]) == 20
         assert not (tmp_path / name / "unfinished").exists()
+
+
+def test_data_of_other_settings_are_not_taken_for_these(tmp_path, capsys):
+    tiny_dmc.write_trajectories(tmp_path / "walker-random", 2)
+    meta_file = tmp_path / "walker-random" / "dataset.json"
+    meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+    meta_file.write_text(json.dumps(meta | {"args": {"seed": 1, "pixels": False, "max_steps": 500}}))
+    args = dict(env_id="walker-run", agent="random", data_dir=str(tmp_path), num_episodes=2)
+    assert dmc.main(dmc.Args(**args)) == {} and "complete, 2 games" in capsys.readouterr().out
+    for changes, flag in (({"seed": 2}, "--seed"), ({"pixels": True}, "--pixels"), ({"max_steps": 20}, "--max-steps")):
+        with pytest.raises(SystemExit, match=flag) as stop:
+            dmc.main(dmc.Args(**args | changes))
+        assert_one_sentence(stop)
+
+
+def test_games_of_an_earlier_agent_do_not_survive(tmp_path, monkeypatch):
+    for name in ("walker-stand-buffer", "walker-stand-expert"):
+        tiny_dmc.write_trajectories(tmp_path / name, 3)
+        (tmp_path / name / "dataset.json").write_text("{}")
+
+    def train(args, folder):
+        dmc.Recorder(dmc.gym.Env(), folder, 2)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dmc, "train_sac", train)
+    with pytest.raises(KeyboardInterrupt):  # more games are wanted than there are: a new agent
+        dmc.main(dmc.Args(env_id="walker-stand", data_dir=str(tmp_path), num_episodes=4, num_demonstrations=3))
+    assert not list((tmp_path / "walker-stand-buffer").glob("*.npz"))
+    assert (tmp_path / "walker-stand-expert" / "unfinished").exists()  # to be played by the new agent
+
+
+def test_data_of_others_are_not_overwritten(tmp_path):
+    tiny_dmc.write_trajectories(tmp_path / "walker-random", 2)
+    (tmp_path / "walker-random" / "dataset.json").unlink(missing_ok=True)
+    with pytest.raises(SystemExit, match="did not make") as stop:
+        dmc.Recorder(dmc.gym.Env(), tmp_path / "walker-random", 4)
+    assert_one_sentence(stop)
+    assert len(list((tmp_path / "walker-random").glob("*.npz"))) == 2
+
+
+@pytest.mark.parametrize("max_steps", [0, 501])
+def test_length_of_a_game_is_checked(tmp_path, max_steps):
+    with pytest.raises(SystemExit, match="--max-steps") as stop:
+        dmc.main(dmc.Args(data_dir=str(tmp_path), max_steps=max_steps))
+    assert_one_sentence(stop)
