@@ -7,8 +7,8 @@
     python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
     python benchmark/plot.py --figure table
 
-    training   the paper's Figure 2: return, latent distance and action agreement through training, and how each metric
-               correlates with the return over all validations
+    training   the paper's Figure 2: return, latent distance and action agreement (AIME: action error) through training,
+               and how each metric correlates with the return over all validations
     episodes   Figure 3: final return against the number of expert episodes
     horizon    Figure 4, right: score against the horizon H
     variants   score of named settings
@@ -62,8 +62,9 @@ class Args:
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; each script has one, and its own marker
 STYLE = {"ditto": ("DITTO", "#0072B2", "o"), "d_gail": ("D-GAIL", "#D55E00", "s"), "d_bc": ("D-BC", "#009E73", "^"),
-         "bc_pixels": ("BC", "#CC79A7", "D")}  # fmt: skip
-FURTHER = [("#E69F00", "v"), ("#56B4E9", "P")]
+         "bc_pixels": ("BC", "#CC79A7", "D"), "aime": ("AIME", "#E69F00", "v"), "aime_atari": ("AIME", "#E69F00", "v"),
+         "bco": ("BCO(0)", "#56B4E9", "P")}  # fmt: skip
+FURTHER = [("#F0E442", "X"), ("#000000", "*")]
 KEY = ("env_id", "script", "variant", "size", "num_expert_episodes", "seed")
 WIDTH = 3.4  # inches, half a page
 
@@ -275,7 +276,7 @@ def draw_run(args: Args) -> dict:
 
 
 PANELS = (("eval/return_mean", "return"), ("expert/latent_distance", "latent distance $L_d$"),
-          ("expert/action_agreement", "action agreement"))  # fmt: skip
+          ("expert/action_agreement", "action agreement"), ("imitate/action_error", "action error"))  # fmt: skip
 
 
 def correlations(rows: list[dict]) -> dict[str, tuple[float, float, int]]:
@@ -298,11 +299,12 @@ def draw_training(args: Args) -> dict:
     chosen = {tuple(row[name] for name in KEY) for row in cells}
     rows = [row for row in read(file.with_name(f"{file.stem}_metrics.csv")) if tuple(row[k] for k in KEY) in chosen]
     by_env, found = grouped(cells, "env_id"), {}
-    figure, axes = new_figure(3, len(by_env), 1.65, sharex="col")
+    panels = [panel for panel in PANELS if any(row["name"] == panel[0] for row in rows)]
+    figure, axes = new_figure(len(panels), len(by_env), 1.65, sharex="col")
     for c, (env_id, env_cells) in enumerate(by_env.items()):
         env_rows = [row for row in rows if row["env_id"] == env_id]
         found[env_id] = correlations(env_rows)
-        for axis, (name, label) in zip(axes[:, c], PANELS):
+        for axis, (name, label) in zip(axes[:, c], panels):
             for script in in_order(row["script"] for row in env_cells):
                 mine = [row for row in env_rows if row["script"] == script and row["name"] == name]
                 by_step = {step: column(group, "value") for step, group in grouped(mine, "step").items()}
