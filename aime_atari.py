@@ -123,8 +123,8 @@ class Args:
     """both terms of Eq. 8, or, as ablations, only one"""
 
 
-SMALL = dict(layers=2, units=128, batch_size=16, batch_length=32, horizon=5, updates=3000, learning_rate=1e-3,
-             anneal=True, eval_every=500)  # fmt: skip
+SMALL = dict(layers=2, units=128, batch_size=16, batch_length=32, horizon=5, updates=1500, learning_rate=1e-3,
+             anneal=True, eval_every=250, objective="kl")  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,

@@ -286,6 +286,6 @@ def test_bad_input_ends_with_one_sentence(recorded, trained, run, tmp_path):
             aime_atari.main(debug_args(recorded, trained, tmp_path / "run", **changes))
         assert_one_sentence(stop)
     shutil.copytree(run[0], tmp_path / "other")
-    with pytest.raises(SystemExit, match="--objective elbo") as stop:
-        aime_atari.main(debug_args(recorded, trained, tmp_path / "other", objective="kl"))
+    with pytest.raises(SystemExit, match="--objective kl") as stop:
+        aime_atari.main(debug_args(recorded, trained, tmp_path / "other", objective="elbo"))
     assert_one_sentence(stop)
