@@ -136,7 +136,7 @@ class Args:
     """ablation: train an inverse dynamics model beside phase 1, and clone its actions in phase 2"""
 
 
-SMALL = dict(deter=200, stoch=30, hidden=128, batch_size=32, batch_length=32, model_updates=15_000, updates=10_000,
+SMALL = dict(deter=200, stoch=30, hidden=128, batch_size=32, batch_length=32, model_updates=15_000, updates=5000,
              learning_rate=1e-3, anneal=True, eval_episodes=50, threads=1)  # fmt: skip
 SIZES = {
     "paper": {},

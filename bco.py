@@ -21,7 +21,7 @@ model and trains the policy through it.
     python bco.py --env-id walker-walk --body walker-stand-buffer --eval-only
 
 Differences from the authors' code (AIME's): the split is by trajectory, not by window, so that overlapping windows do
-not leak; a single trajectory is cut in time. The rule for stopping is theirs. The small size trains no differently.
+not leak; a single trajectory is cut in time. The rule for stopping is theirs; the small size has 10 to 20 epochs.
 """
 
 import copy
@@ -99,7 +99,7 @@ class Args:
     """share of the trajectories that are held out for the validation loss"""
 
 
-SMALL = dict(eval_episodes=50, threads=1)
+SMALL = dict(min_epochs=10, max_epochs=20, eval_episodes=50, threads=1)
 SIZES = {
     "paper": {},
     "small": SMALL,
