@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The literal commands of every figure and table: copy one, or run all of a size with
 #     bash benchmark/figures.sh small          (CPU: Pong, whose world model and 36 demonstrations are shipped)
+#     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
 # typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/. They need `pip install matplotlib`.
@@ -23,6 +24,19 @@ small)
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "l2: --reward l2" "cosine: --reward cosine" "full: --reward-latent full" --options="--size small --threads 1"
     python benchmark/plot.py --figure variants --size small --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants default l2 cosine full --out docs/reward_Pong.png
     ;;
+aime)
+    # docs/aime.md: data by SAC, phase 1 once (--updates 0), then the cells; `pip install -r requirements-dmc.txt`
+    python dmc.py --env-id walker-stand --num-episodes 500 --update-every 5 --batch-size 128
+    python dmc.py --env-id walker-walk --num-episodes 300 --batch-size 128
+    python aime.py --env-id walker-walk --body walker-stand-buffer --size small --updates 0
+    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer --world-model runs/walker/world_model-small-lpomdp-walker-stand-buffer-1/checkpoint.pt" "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer" "walkbody: --body walker-walk-buffer" "oracle: --method oracle --body walker-stand-buffer" "iidm: --method iidm --body walker-stand-buffer"
+    python benchmark/plot.py --figure variants --csv benchmark/results/aime.csv --env-ids walker-walk --num-expert-episodes 100 --out docs/walker.png
+    # docs/aime_atari.md
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
+    python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
+    ;;
 paper)
     # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
     # --launcher submitit --slurm-partition NAME --gpus-per-job 1 --jobs 16
@@ -44,7 +58,7 @@ paper)
     python benchmark/plot.py --figure variants --size paper --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --variants default l2 cosine full --out docs/reward.png
     ;;
 *)
-    echo "Say which size: bash benchmark/figures.sh small, or paper." >&2
+    echo "Say which: bash benchmark/figures.sh small, aime or paper." >&2
     exit 1
     ;;
 esac
