@@ -32,7 +32,7 @@ aime)
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer --world-model runs/walker/world_model-small-lpomdp-walker-stand-buffer-1/checkpoint.pt" "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer" "walkbody: --body walker-walk-buffer" "oracle: --method oracle --body walker-stand-buffer" "iidm: --method iidm --body walker-stand-buffer"
-    python benchmark/plot.py --figure variants --csv benchmark/results/aime.csv --env-ids walker-walk --num-expert-episodes 100 --out docs/walker.png
+    python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --variants walkbody --out docs/training_walker.png
     # docs/aime_atari.md
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
     python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
