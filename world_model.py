@@ -539,8 +539,8 @@ def resize(frames: np.ndarray, size: int = 64) -> np.ndarray:
 
 def to_gray(rgb: np.ndarray) -> np.ndarray:
     """Grey levels (height, width) of an RGB picture (height, width, 3), with OpenCV's weights."""
-    rgb = rgb.astype(np.int32)
-    return ((9798 * rgb[..., 0] + 19235 * rgb[..., 1] + 3735 * rgb[..., 2] + 16384) >> 15).astype(np.uint8)
+    weights = np.array([9798, 19235, 3735], np.float32) / 32768  # exact in float32, so rounding is that of integers
+    return (rgb.astype(np.float32) @ weights + 0.5).astype(np.uint8)
 
 
 def is_image(space: gym.Space) -> bool:
