@@ -427,6 +427,11 @@ def pendulum_swing_up(observation: np.ndarray, env: gym.Env) -> np.ndarray:
     return np.clip([torque], -2, 2).astype(np.float32)
 
 
+def acrobot_pump(observation: np.ndarray, env: gym.Env) -> int:
+    """Acrobot-v1: always push the lower joint the way it turns, which adds energy until the tip is high enough."""
+    return 2 if observation[5] > 0 else 0  # actions: torque -1, 0, 1; observation[5]: the lower joint's speed
+
+
 def pong_rally(observation: np.ndarray, env: Emulator) -> int:
     """Pong, `--expert expert_policies:pong_rally`: meet every ball with the middle of the paddle, no plan to win.
 
@@ -483,6 +488,7 @@ EMBEDDED = {  # env id: name, player, agent steps after which a game is cut off
     "BoxingNoFrameskip-v4": ("boxing-rule", Boxer, 27000),
     "QbertNoFrameskip-v4": ("qbert-painter", Painter, 1000),  # later rounds need every cube twice
     "BipedalWalker-v3": ("walker-gait", Walker, 27000),
+    "Acrobot-v1": ("acrobot-pump", functools.partial(UserPlayer, acrobot_pump), 27000),
     "Pendulum-v1": ("pendulum-swing-up", functools.partial(UserPlayer, pendulum_swing_up), 27000),
 }
 
