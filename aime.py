@@ -38,18 +38,17 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from dmc import DMC, observed, random_returns
 from world_model import (
     GaussianWorldModel,
+    Log,
     Trajectories,
     TwinMLP,
     clock,
     kl_gaussian,
     load,
     load_world_model,
-    log,
     parse_args,
     save,
 )
@@ -344,13 +343,12 @@ def optimise(parts: dict, loss, updates: int, rng: torch.Generator, run_dir: Pat
             part.load_state_dict(saved[name])
         optimizer.load_state_dict(saved["optimizer"])
         step, seconds = saved["step"], saved["seconds"]
-        rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        if ("cuda_rng" in saved) == (device.type == "cuda"):  # from another device, random numbers start anew
+            rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    log = Log(run_dir, step, args)
     began, step_before, report = time.time(), step, {}
     for _ in range(updates - step):
         if args.anneal:
@@ -374,7 +372,7 @@ def optimise(parts: dict, loss, updates: int, rng: torch.Generator, run_dir: Pat
         if milestone or step % args.log_every == 0:
             speed = (step - step_before) / (time.time() - began)
             fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
-            log(writer, run_dir, step, seconds + time.time() - began, fresh)
+            log(step, seconds + time.time() - began, fresh)
             report |= fresh
             shown = {name.split("/")[1]: number for name, number in report.items() if not name.startswith("charts")}
             names = ("elbo", "kl", "action_error", "return_mean")
@@ -382,7 +380,7 @@ def optimise(parts: dict, loss, updates: int, rng: torch.Generator, run_dir: Pat
                   + "".join(f"  {name} {shown[name]:.3f}" for name in names if name in shown)
                   + f"  {speed:.1f} updates/s  {clock((updates - step) / speed)} left  ",
                   end="\n" if milestone else "", flush=True)  # fmt: skip
-    writer.close()
+    log.writer.close()
     return step, seconds + time.time() - began, report
 
 
@@ -516,9 +514,9 @@ def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: 
            expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
     """Log and print the final evaluation, and write result.json."""
     if not args.eval_only:
-        writer = SummaryWriter(run_dir)
-        log(writer, run_dir, step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
-        writer.close()
+        log = Log(run_dir, step, args)
+        log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
+        log.writer.close()
     report |= {"expert_return": expert_return, "random_return": random_return, "step": step}
     report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
     everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}

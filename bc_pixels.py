@@ -24,6 +24,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -295,7 +296,7 @@ class Actor(nn.Module):
         return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
 
     def mode(self, feat: Tensor) -> Tensor:
-        """The likeliest action (..., A) (for the agreement with the expert)."""
+        """The likeliest action (..., A), if continuous the median (for the agreement with the expert)."""
         if self.discrete:
             return F.one_hot(self.net(feat).argmax(-1), self.action_size).to(feat.dtype)
         return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
@@ -340,15 +341,15 @@ class Episodes:
         for folder in map(Path, folders):
             files = sorted(folder.glob("*.npz"))
             meta_file = folder / "dataset.json"
-            meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+            try:
+                meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+            except ValueError:
+                sys.exit(f"{meta_file} is damaged: delete {folder} and collect its episodes anew.")
             if any(f.name.startswith("val_") for f in files):
                 files = [f for f in files if f.name.startswith("val_") == (split == "val")]
             else:
-                files = [
-                    f
-                    for i, f in enumerate(files)
-                    if (i % 10 == 9 or len(files) < 10 and i == len(files) - 1) == (split == "val")
-                ]
+                held = {i for i in range(len(files)) if i % 10 == 9 or len(files) < 10 and i == len(files) - 1}
+                files = [f for i, f in enumerate(files) if (i in held) == (split == "val")]
             if not files:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
@@ -398,6 +399,11 @@ class Episodes:
         """The batch (image, prev_action, is_first) at row numbers `index` (T, B), gathered where the data lives."""
         index = index.to(self.image.device)
         return self.image[index], self.prev_action[index], self.is_first[index]
+
+    def digest(self) -> str:
+        """A number that tells whether two runs had the same episodes."""
+        parts = self.starts, self.prev_action, self.image[::101]
+        return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
 # --- end ---
@@ -487,7 +493,7 @@ def load(path: Path, device: torch.device) -> dict:
         content = torch.load(path, map_location=device, weights_only=True)
         return dict(content)
     except Exception as error:  # the reader fails in many ways
-        sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another folder (--run-dir).")
+        sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another.")
 
 
 # --- end ---
@@ -509,6 +515,10 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     if size not in sizes:
         sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
     args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
+    for name, value in vars(args).items():
+        least = 0 if name in ("seed", "updates", "layers") or not getattr(cls, name, 1) else 1
+        if type(value) is int and value < least:
+            sys.exit(f"--{name.replace('_', '-')} {value}: it must be {least} or more.")
     return dataclasses.replace(args, size=size)
 
 
@@ -516,15 +526,26 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
 
 
 # --- same in: bc_pixels, world_model ---
-def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics: dict[str, float]) -> None:
-    """One row of metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
-    file = run_dir / "metrics.csv"
-    with open(file, "a") as out:
-        if out.tell() == 0:
-            out.write("step,seconds,name,value\n")
-        for name, value in metrics.items():
-            out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
-            writer.add_scalar(name, value, step)
+class Log:
+    """A run's metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
+
+    def __init__(self, run_dir: Path, step: int, args):
+        """Go on from update `step`: what an interrupted run wrote after its last checkpoint is taken out."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.file = run_dir / "metrics.csv"
+        for file in (self.file, run_dir / "episodes.csv"):
+            if file.exists():
+                head, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
+                file.write_bytes(head + b"".join(row for row in rows if int(row.split(b",")[0]) <= step))
+        self.writer = SummaryWriter(run_dir, purge_step=step + 1)
+        self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+
+    def __call__(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        with open(self.file, "a") as out:
+            out.write("" if out.tell() else "step,seconds,name,value\n")
+            for name, value in metrics.items():
+                out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
+                self.writer.add_scalar(name, value, step)
 
 
 # --- end ---
@@ -550,9 +571,8 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
             state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
             action = act(torch.cat(state, -1)).cpu()  # (N, A)
             playing, steps = games.seeds.copy(), games.steps + 1
-            frames, reward, terminated, truncated, info = games.step(
-                action.argmax(-1).numpy() if discrete else action.numpy()
-            )
+            chosen = action.argmax(-1).numpy() if discrete else action.numpy()
+            frames, reward, terminated, truncated, info = games.step(chosen)
             total, ended = total + reward, terminated | truncated
             for i in np.flatnonzero(ended):
                 if playing[i] < seed + episodes:  # the first games begun, whichever ends first
@@ -563,8 +583,10 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
     return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
 
 
-def ensure(command: list[str]) -> None:
+def ensure(args, command: list[str]) -> None:
     """Run a missing stage as the command a user would type."""
+    if args.eval_only:
+        sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
     print("$ python " + " ".join(command), flush=True)
     if subprocess.run([sys.executable, *command]).returncode:
         sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
@@ -590,7 +612,7 @@ def expert_dataset(args) -> Path:
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
         return shipped
-    ensure(collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    ensure(args, collect(args, "--num-episodes", str(args.num_expert_episodes)))
     return folder
 
 
@@ -599,6 +621,12 @@ def scores(meta: dict) -> tuple[float, float, float]:
     expert = [episode["return"] for episode in meta.get("episodes", [])]
     returns = expert, meta.get("random_returns"), meta.get("shuffled_returns")
     return tuple(float(np.mean(values)) if values else float("nan") for values in returns)
+
+
+def typed(name: str, value) -> str:
+    """A setting as it is typed on the command line."""
+    flag = name.replace("_", "-")
+    return f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"
 
 
 def save_clip(path: Path, frames: np.ndarray) -> None:
@@ -611,6 +639,8 @@ def save_clip(path: Path, frames: np.ndarray) -> None:
 
 
 def main(args: Args) -> dict:
+    if args.dilation > 1 and args.dilation % 2 == 0:
+        sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -625,8 +655,11 @@ def main(args: Args) -> dict:
     print(f"expert: {folder}")
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
     action_size, channels = data.prev_action.shape[-1], data.image.shape[-1]
+    if data.meta.get("env_id", args.env_id) != args.env_id:
+        sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
+    made_on = {"dataset": data.digest()}
     expert_return, random_return, shuffled_return = scores(data.meta)
     # (1) stack frames
     frames, held_frames = ExpertFrames(data), ExpertFrames(held_out)
@@ -640,31 +673,29 @@ def main(args: Args) -> dict:
     actor = Actor(32 * args.depth, action_size, data.discrete, args.layers, args.units, *bounds)
     actor.net = nn.Sequential(encoder, actor.net)  # its feat is a stack of frames
     actor.to(device)
-    optimizer = torch.optim.Adam(
-        actor.parameters(), lr=args.learning_rate, fused=True, capturable=device.type == "cuda"
-    )
+    optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer}
     step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
     if file.exists():
         saved = load(file, device)
-        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "run_dir")
-        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
-        other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "run_dir", "quick_episodes", "log_every")
+        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k}
+        other = [typed(k, v) for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
         other += [saved["script"] + ".py"] if saved.get("script", script) != script else []
+        other += [f"another {k.replace('_', ' ')}" for k, v in made_on.items() if saved.get(k) != v]
         if other:
             sys.exit(f"{file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings.")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
-        rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        if ("cuda_rng" in saved) == (device.type == "cuda"):  # from another device, random numbers start anew
+            rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    log = Log(run_dir, step, args)
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
-                              grayscale=data.meta.get("grayscale", True))  # fmt: skip
+                              grayscale=data.image.shape[-1] == 1)  # fmt: skip
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         stack, action = frames.stack(rows)  # (2) (B, 64, 64, 4 * C), (B, A)
@@ -676,47 +707,47 @@ def main(args: Args) -> dict:
         return {"losses/policy": policy_loss.detach(), "losses/entropy": entropy.mean().detach()}
 
     def compare() -> dict[str, float]:
-        """Measure on held-out expert episodes; the random state is restored."""
-        with torch.random.fork_rng():
-            torch.manual_seed(args.seed)
-            return agreement(actor, held_frames, torch.Generator(device).manual_seed(0))
+        """Measure on held-out expert episodes."""
+        return agreement(actor, held_frames, torch.Generator(device).manual_seed(0))
 
-    def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
-        """Play, write one row per game to the file `name`, and sum up."""
+    def test(episodes: int, seed: int, at: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Play after update `at`, write one row per game to the file `name`: returns (episodes,), frames of a game."""
         rows, clip = evaluate(encoder, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
         with open(run_dir / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
-            csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
-        returns = np.array([row["return"] for row in rows])
+            csv.writer(out).writerows([at, row["seed"], row["return"], row["length"]] for row in rows)
+        return np.array([row["return"] for row in rows]), clip
+
+    def summary(returns: np.ndarray) -> dict[str, float]:
+        """Mean, standard deviation and score (0 random, 1 expert) of returns."""
         score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
-        means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
-        return {name: float(value) for name, value in means.items()}, rows, clip
+        values = {"return_mean": returns.mean(), "return_std": returns.std(), "return_vs_expert": score}
+        return {f"eval/{name}": float(value) for name, value in values.items()}
 
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
     for _ in range(extra):
         if args.anneal:
             for group in optimizer.param_groups:
-                rate = args.learning_rate * (1 - 0.9 * step / args.updates)
-                group["lr"] = rate
+                group["lr"] = args.learning_rate * (1 - 0.9 * step / args.updates)
         metrics = update(frames.draw(args.batch_size, rng))
         step += 1
         fresh = {}  # what this row of the log will hold
         if step % args.eval_every == 0 or step == args.updates:
             fresh = compare()
             if step < args.updates:  # the last policy plays the final evaluation
-                fresh |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                fresh |= summary(test(args.quick_episodes, 20_000, step, "episodes.csv")[0])
                 best = max(best, fresh["eval/return_mean"])
             elapsed = seconds + time.time() - began
             save(file, {name: part.state_dict() for name, part in parts.items()}
                  | {"step": step, "seconds": elapsed, "best": best, "script": script, "rng": rng.get_state(),
-                        "torch_rng": torch.get_rng_state(),
-                        "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
-                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
+                        "torch_rng": torch.get_rng_state(), "args": vars(args),
+                        "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+                 | made_on | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
         if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
             speed = (step - step_before) / (time.time() - began)
             fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
-            log(writer, run_dir, step, seconds + time.time() - began, fresh)
+            log(step, seconds + time.time() - began, fresh)
             report |= fresh
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/policy']:.4f}"
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
@@ -725,37 +756,32 @@ def main(args: Args) -> dict:
             if step % args.eval_every == 0 or step == args.updates:
                 print(f"  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
-    means, rows, clip = [], [], np.zeros(0)
-    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
+    returns, kind = np.zeros((args.eval_consecutive, args.eval_episodes)), "eval_only" if args.eval_only else "final"
+    (run_dir / f"{kind}_episodes.csv").unlink(missing_ok=True)
     for k in range(args.eval_consecutive):
         if k:
             update(frames.draw(args.batch_size, rng))
-        result, games_played, clip = test(args.eval_episodes, 1000, "final_episodes.csv")
-        means.append(result["eval/return_mean"])
-        rows += games_played
-    returns = np.array([row["return"] for row in rows])
+        returns[k], clip = test(args.eval_episodes, 1000, step + k, f"{kind}_episodes.csv")
     report |= {} if "expert/action_agreement" in report else compare()  # nothing was left to train
-    report |= result | {"eval/return_mean": float(np.mean(means))}
-    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
-    score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
-    report |= {"eval/return_vs_expert": float(score)}
+    report |= summary(returns)
+    standard_error = returns.mean(0).std() / max(args.eval_episodes - 1, 1) ** 0.5  # over games, each K times the same
     if not args.eval_only:
-        log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
+        log(step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
     report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
     report |= {"best_validation": best if np.isfinite(best) else None, "step": step}
     save_clip(run_dir / "agent.gif", clip)
     everything = report | {"data": str(folder), "size": args.size, "args": vars(args)}
-    everything["returns"] = returns.tolist()
+    everything["returns"] = returns.flatten().tolist()
     strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
-    print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
+    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
+    print(f"\n{args.env_id}, {returns.size} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
           f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
-          f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+          f"  score     {report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")  # fmt: skip
     if best > random_return and report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
         print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
-    writer.close()
+    log.writer.close()
     return report
 
 

@@ -38,10 +38,9 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from dmc import DMC, observed, random_returns
-from world_model import Trajectories, clock, load, log, parse_args, save
+from world_model import Log, Trajectories, clock, load, parse_args, save
 
 
 @dataclass
@@ -323,9 +322,7 @@ class Trainer:
             same_settings(self.saved, settings, self.file)
             print(f"resuming {self.file} at update {self.saved['step'] + self.saved.get('updates', 0)}")
         self.before = self.saved["seconds"]
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.writer = SummaryWriter(run_dir)
-        self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+        self.log = Log(run_dir, self.saved["step"] + self.saved.get("updates", 0), args)
 
     def fit(self, name: str, net: nn.Module, loss, train: Tensor, held: Tensor) -> None:
         """Epochs of Adam on loss(rows) until the validation loss stops falling; the best weights."""
@@ -362,7 +359,7 @@ class Trainer:
             step, seconds = saved["step"] + updates, self.seconds()
             row = {f"losses/{name}": total.item() / len(train), f"losses/{name}_validation": error,
                    "charts/SPS": step / seconds}  # fmt: skip
-            log(self.writer, self.run_dir, step, seconds, row)
+            self.log(step, seconds, row)
             self.report |= row
             # ten checkpoints are enough: writing one may take longer than an epoch
             last = epoch >= limit or (epoch >= needed and stale >= args.patience)
@@ -455,7 +452,7 @@ def main(args: Args) -> dict:
 
     trainer.fit("policy", policy, loss, train, held)
     # (6) play
-    trainer.writer.close()
+    trainer.log.writer.close()
     rows = evaluate(args, player(policy, stack, device), args.eval_episodes, 1000, demos.meta.get("max_steps", 500))
     step, seconds = trainer.saved["step"], trainer.seconds()
     with open(run_dir / "final_episodes.csv", "w", newline="") as out:
@@ -473,9 +470,9 @@ def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: 
            expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
     """Log and print the final evaluation, and write result.json."""
     if not args.eval_only:
-        writer = SummaryWriter(run_dir)
-        log(writer, run_dir, step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
-        writer.close()
+        log = Log(run_dir, step, args)
+        log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
+        log.writer.close()
     report |= {"expert_return": expert_return, "random_return": random_return, "step": step}
     report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
     everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}

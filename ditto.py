@@ -42,9 +42,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Episodes, Games, WorldModel, clock, graphed, load, load_world_model, log, parse_args, save
+from world_model import Episodes, Games, Log, WorldModel, clock, graphed, load, load_world_model, parse_args, save
 
 
 @dataclass
@@ -120,18 +119,8 @@ class Args:
     """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
 
 
-SMALL = dict(
-    layers=2,
-    units=128,
-    batch_size=256,
-    horizon=5,
-    updates=6000,
-    learning_rate=1e-3,
-    anneal=True,
-    entropy=0.1,
-    entropy_end=0.005,
-    eval_every=500,
-)
+SMALL = dict(layers=2, units=128, batch_size=256, horizon=5, updates=6000, learning_rate=1e-3, anneal=True,
+             eval_every=500, entropy=0.1, entropy_end=0.005)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -173,7 +162,7 @@ class Actor(nn.Module):
         return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
 
     def mode(self, feat: Tensor) -> Tensor:
-        """The likeliest action (..., A) (for the agreement with the expert)."""
+        """The likeliest action (..., A), if continuous the median (for the agreement with the expert)."""
         if self.discrete:
             return F.one_hot(self.net(feat).argmax(-1), self.action_size).to(feat.dtype)
         return self.center + self.scale * torch.tanh(self.gaussian(feat)[0])
@@ -244,6 +233,7 @@ def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor
     """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
     feat = torch.empty(len(data.image), model.feat_size, device=model.pixel_mean.device)
     starts, lengths = data.starts[:-1], data.starts.diff()
+    chunk = min(chunk, max(1, 20_000 // len(starts)))  # frames at once: a bound on the encoder's memory
     state = model.initial(len(starts))
     for t in range(0, int(lengths.max()), chunk):
         time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
@@ -262,16 +252,14 @@ class ExpertWindows:
         row = torch.arange(len(data.image))
         ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
         self.allowed = row[row + horizon < ends].to(self.feat.device)
+        self.steps = torch.arange(horizon + 1, device=self.feat.device)[:, None]  # (H + 1, 1)
         if not len(self.allowed):
             sys.exit(f"No expert episode has {horizon} steps: lower --horizon or collect longer episodes.")
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Row numbers (H + 1, count) of random windows."""
         first = torch.randint(len(self.allowed), (count,), generator=rng, device=rng.device)
-        return (
-            self.allowed[first.to(self.allowed.device)]
-            + torch.arange(self.horizon + 1, device=self.allowed.device)[:, None]
-        )
+        return self.allowed[first.to(self.allowed.device)] + self.steps
 
 
 @torch.no_grad()
@@ -296,12 +284,10 @@ def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> di
     expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
     own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
     copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
-    distance = [
-        1 - intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)
-    ]
+    reward = [intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)]
     mode = actor.mode(expert[:-1])  # (H, N, A)
     same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
-    return {"expert/latent_distance": distance[0], "expert/latent_distance_expert_actions": distance[1],
+    return {"expert/latent_distance": 1 - reward[0], "expert/latent_distance_expert_actions": 1 - reward[1],
             "expert/action_agreement": same.mean().item()}  # fmt: skip
 
 
@@ -328,9 +314,8 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
             state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
             action = act(torch.cat(state, -1)).cpu()  # (N, A)
             playing, steps = games.seeds.copy(), games.steps + 1
-            frames, reward, terminated, truncated, info = games.step(
-                action.argmax(-1).numpy() if discrete else action.numpy()
-            )
+            chosen = action.argmax(-1).numpy() if discrete else action.numpy()
+            frames, reward, terminated, truncated, info = games.step(chosen)
             total, ended = total + reward, terminated | truncated
             for i in np.flatnonzero(ended):
                 if playing[i] < seed + episodes:  # the first games begun, whichever ends first
@@ -341,8 +326,10 @@ def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: in
     return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
 
 
-def ensure(command: list[str]) -> None:
+def ensure(args, command: list[str]) -> None:
     """Run a missing stage as the command a user would type."""
+    if args.eval_only:
+        sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
     print("$ python " + " ".join(command), flush=True)
     if subprocess.run([sys.executable, *command]).returncode:
         sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
@@ -368,7 +355,7 @@ def expert_dataset(args) -> Path:
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
         return shipped
-    ensure(collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    ensure(args, collect(args, "--num-episodes", str(args.num_expert_episodes)))
     return folder
 
 
@@ -377,6 +364,12 @@ def scores(meta: dict) -> tuple[float, float, float]:
     expert = [episode["return"] for episode in meta.get("episodes", [])]
     returns = expert, meta.get("random_returns"), meta.get("shuffled_returns")
     return tuple(float(np.mean(values)) if values else float("nan") for values in returns)
+
+
+def typed(name: str, value) -> str:
+    """A setting as it is typed on the command line."""
+    flag = name.replace("_", "-")
+    return f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"
 
 
 def save_clip(path: Path, frames: np.ndarray) -> None:
@@ -411,9 +404,12 @@ def trained_world_model(args, folder: Path) -> Path:
     world = Path(f"{root}/{args.env_id}/world")
     if not has(world, episodes[args.size]):
         wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        ensure(collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
+        ensure(args, collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
-    ensure(train + ([] if args.cuda else ["--no-cuda"]))
+    train += ["--threads", str(args.threads)] if args.threads else []
+    ensure(args, train + ([] if args.cuda else ["--no-cuda"]))
+    if not finished(checkpoint):
+        sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
     return checkpoint
 
 
@@ -422,6 +418,8 @@ def trained_world_model(args, folder: Path) -> Path:
 
 def main(args: Args) -> dict:
     device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
+    if args.cudagraphs and device.type != "cuda":
+        sys.exit("--cudagraphs needs a GPU: leave it out.")
     if args.threads:
         torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
@@ -434,14 +432,16 @@ def main(args: Args) -> dict:
     folder = expert_dataset(args)
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")
-    model = load_world_model(checkpoint, device)
+    model = load_world_model(checkpoint, device, args.env_id)
     data, held_out = Episodes([folder], "train", args.num_expert_episodes, device), Episodes([folder], "val", 6, device)
     action_size, deter = data.prev_action.shape[-1], model.config["deter"]
     if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
+    if data.meta.get("env_id", args.env_id) != args.env_id:
+        sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
-    fingerprint = model.digest()
+    made_on = {"world_model": model.digest(), "dataset": data.digest()}
     expert_return, random_return, shuffled_return = scores(data.meta)
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
@@ -451,32 +451,35 @@ def main(args: Args) -> dict:
     critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
     parameters = [*actor.parameters(), *critic.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True, capturable=device.type == "cuda")
+    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True)
     eta_end = args.entropy if args.entropy_end < 0 else args.entropy_end
     eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer}
     step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
     if file.exists():
         saved = load(file, device)
-        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs")
-        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k and k != "log_every"}
-        other = [f"--{k.replace('_', '-')} {v}" for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
+        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs",
+                "quick_episodes", "log_every")  # fmt: skip
+        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k}
+        other = [typed(k, v) for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
         other += [saved["script"] + ".py"] if saved.get("script", script) != script else []
-        if saved.get("world_model") != fingerprint or other:
-            reason = "with " + ", ".join(other) if other else "on another world model"
-            sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
+        other += [f"another {k.replace('_', ' ')}" for k, v in made_on.items() if saved.get(k) != v]
+        if other:
+            sys.exit(f"{file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings.")
         for name, part in parts.items():
             part.load_state_dict(saved[name])
         step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
-        rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
+        if ("cuda_rng" in saved) == (device.type == "cuda"):  # from another device, random numbers start anew
+            rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
         print(f"resuming {file} at update {step}")
-    run_dir.mkdir(parents=True, exist_ok=True)
-    writer = SummaryWriter(run_dir)
-    writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+    for group in optimizer.param_groups:  # set anew: the checkpoint may come from a run with or without CUDA graphs
+        group["capturable"] = args.cudagraphs
+        group["lr"] = torch.tensor(args.learning_rate, device=device) if args.cudagraphs else args.learning_rate
+    log = Log(run_dir, step, args)
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
-                              grayscale=data.meta.get("grayscale", True))  # fmt: skip
+                              grayscale=data.image.shape[-1] == 1)  # fmt: skip
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)
@@ -500,26 +503,25 @@ def main(args: Args) -> dict:
 
     def compare() -> dict[str, float]:
         """Measure on held-out expert episodes; the random state is restored."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(args.seed)
             return agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
 
-    def test(episodes: int, seed: int, name: str) -> tuple[dict[str, float], list[dict], np.ndarray]:
-        """Play, write one row per game to the file `name`, and sum up."""
+    def test(episodes: int, seed: int, at: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Play after update `at`, write one row per game to the file `name`: returns (episodes,), frames of a game."""
         rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
         with open(run_dir / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
-            csv.writer(out).writerows([step, row["seed"], row["return"], row["length"]] for row in rows)
-        returns = np.array([row["return"] for row in rows])
-        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
-        means = {"eval/return_mean": returns.mean(), "eval/return_std": returns.std(), "eval/return_vs_expert": score}
-        return {name: float(value) for name, value in means.items()}, rows, clip
+            csv.writer(out).writerows([at, row["seed"], row["return"], row["length"]] for row in rows)
+        return np.array([row["return"] for row in rows]), clip
 
-    if args.cudagraphs and device.type != "cuda":
-        sys.exit("--cudagraphs needs a GPU: leave it out.")
+    def summary(returns: np.ndarray) -> dict[str, float]:
+        """Mean, standard deviation and score (0 random, 1 expert) of returns."""
+        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
+        values = {"return_mean": returns.mean(), "return_std": returns.std(), "return_vs_expert": score}
+        return {f"eval/{name}": float(value) for name, value in values.items()}
+
     if args.cudagraphs and not args.eval_only:
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(args.learning_rate, device=device)  # a plain number would be recorded for good
         update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
     began, step_before, report = time.time(), step, {}
     extra = 0 if args.eval_only else args.updates - step
@@ -537,20 +539,19 @@ def main(args: Args) -> dict:
         if step % args.eval_every == 0 or step == args.updates:
             fresh = compare()
             if step < args.updates:  # the last policy plays the final evaluation
-                fresh |= test(args.quick_episodes, 20_000, "episodes.csv")[0]
+                fresh |= summary(test(args.quick_episodes, 20_000, step, "episodes.csv")[0])
                 best = max(best, fresh["eval/return_mean"])
             elapsed = seconds + time.time() - began
             save(file, {name: part.state_dict() for name, part in parts.items()}
                  | {"step": step, "seconds": elapsed, "best": best, "script": script, "rng": rng.get_state(),
-                        "torch_rng": torch.get_rng_state(), "world_model": fingerprint,
-                        "layers": (args.layers, args.units),
-                        "args": vars(args), "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
-                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
+                        "torch_rng": torch.get_rng_state(), "args": vars(args),
+                        "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+                 | made_on | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
         if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
             speed = (step - step_before) / (time.time() - began)
             fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
             fresh |= {"charts/imagined_steps": step * args.batch_size * args.horizon}
-            log(writer, run_dir, step, seconds + time.time() - began, fresh)
+            log(step, seconds + time.time() - began, fresh)
             report |= fresh
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  reward {report['imagine/reward']:.4f}"
                   f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
@@ -561,37 +562,32 @@ def main(args: Args) -> dict:
                 print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
     # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
     eta.fill_(eta_end)
-    means, rows, clip = [], [], np.zeros(0)
-    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
+    returns, kind = np.zeros((args.eval_consecutive, args.eval_episodes)), "eval_only" if args.eval_only else "final"
+    (run_dir / f"{kind}_episodes.csv").unlink(missing_ok=True)
     for k in range(args.eval_consecutive):
         if k:
             update(windows.draw(args.batch_size, rng))
-        result, games_played, clip = test(args.eval_episodes, 1000, "final_episodes.csv")
-        means.append(result["eval/return_mean"])
-        rows += games_played
-    returns = np.array([row["return"] for row in rows])
+        returns[k], clip = test(args.eval_episodes, 1000, step + k, f"{kind}_episodes.csv")
     report |= {} if "expert/action_agreement" in report else compare()  # nothing was left to train
-    report |= result | {"eval/return_mean": float(np.mean(means))}
-    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
-    score = (report["eval/return_mean"] - random_return) / ((expert_return - random_return) or 1.0)
-    report |= {"eval/return_vs_expert": float(score)}
+    report |= summary(returns)
+    standard_error = returns.mean(0).std() / max(args.eval_episodes - 1, 1) ** 0.5  # over games, each K times the same
     if not args.eval_only:
-        log(writer, run_dir, step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
+        log(step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
     report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
     report |= {"best_validation": best if np.isfinite(best) else None, "step": step}
     save_clip(run_dir / "agent.gif", clip)
     everything = report | {"data": str(folder), "world_model": str(checkpoint), "size": args.size, "args": vars(args)}
-    everything["returns"] = returns.tolist()
+    everything["returns"] = returns.flatten().tolist()
     strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
-    print(f"\n{args.env_id}, {len(rows)} games, {args.size} size, {step} updates\n"
+    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
+    print(f"\n{args.env_id}, {returns.size} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
           f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
           f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
-          f"  score     {score:8.2f}  (0 random, 1 expert)")  # fmt: skip
+          f"  score     {report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")  # fmt: skip
     if best > random_return and report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
         print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
-    writer.close()
+    log.writer.close()
     return report
 
 

@@ -675,15 +675,15 @@ class Episodes:
         for folder in map(Path, folders):
             files = sorted(folder.glob("*.npz"))
             meta_file = folder / "dataset.json"
-            meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+            try:
+                meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+            except ValueError:
+                sys.exit(f"{meta_file} is damaged: delete {folder} and collect its episodes anew.")
             if any(f.name.startswith("val_") for f in files):
                 files = [f for f in files if f.name.startswith("val_") == (split == "val")]
             else:
-                files = [
-                    f
-                    for i, f in enumerate(files)
-                    if (i % 10 == 9 or len(files) < 10 and i == len(files) - 1) == (split == "val")
-                ]
+                held = {i for i in range(len(files)) if i % 10 == 9 or len(files) < 10 and i == len(files) - 1}
+                files = [f for i, f in enumerate(files) if (i in held) == (split == "val")]
             if not files:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
@@ -734,6 +734,11 @@ class Episodes:
         index = index.to(self.image.device)
         return self.image[index], self.prev_action[index], self.is_first[index]
 
+    def digest(self) -> str:
+        """A number that tells whether two runs had the same episodes."""
+        parts = self.starts, self.prev_action, self.image[::101]
+        return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
+
 
 # --- end ---
 
@@ -758,9 +763,8 @@ class Streams:
         if self.carry:
             index = torch.empty(self.length, batch, dtype=torch.long)
             for t in range(self.length):
-                ended = (
-                    torch.isin(self.row, starts[1:]) if t or not self.fresh else torch.zeros(batch, dtype=torch.bool)
-                )
+                inside = self.fresh and t == 0  # a row drawn anywhere may be an episode's first
+                ended = torch.zeros(batch, dtype=torch.bool) if inside else torch.isin(self.row, starts[1:])
                 if ended.any():
                     draw = torch.randint(len(starts) - 1, (batch,), generator=self.rng)
                     self.row = torch.where(ended, starts[draw], self.row)
@@ -830,9 +834,8 @@ class Trajectories:
 
 def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of (dilated) frames, global (1, 1, 1) or per pixel (C, 64, 64), in grey levels."""
-    probe = WorldModel(
-        model_config(args, channels, 1) | {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1}
-    )
+    smallest = {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1}
+    probe = WorldModel(model_config(args, channels, 1) | smallest)
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(data.image.device)
     pixels = probe.to(data.image.device).preprocess(data.image[pick])  # (n, C, 64, 64), mean 0 and std 1 so far
     dim = 0 if args.pixel_stats == "pixel" else (0, 1, 2, 3)
@@ -842,18 +845,8 @@ def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor,
 
 def model_config(args: Args, channels: int, action_size: int) -> dict:
     """What a checkpoint must remember to rebuild its model."""
-    names = (
-        "depth",
-        "deter",
-        "stoch",
-        "classes",
-        "hidden",
-        "pixel_stats",
-        "dilation",
-        "image_weight",
-        "beta",
-        "kl_balance",
-    )
+    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta",
+             "kl_balance")  # fmt: skip
     return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
@@ -871,14 +864,14 @@ def load(path: Path, device: torch.device) -> dict:
         content = torch.load(path, map_location=device, weights_only=True)
         return dict(content)
     except Exception as error:  # the reader fails in many ways
-        sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another folder (--run-dir).")
+        sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another.")
 
 
 # --- end ---
 
 
-def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
-    """The frozen model in a checkpoint of this script (full, or the small one that is shipped)."""
+def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_id: str = "") -> WorldModel:
+    """The frozen model in a checkpoint of this script (full, or the small one that is shipped), of env_id if given."""
     if not Path(path).exists():
         sys.exit(f"No world model at {path}: train one with world_model.py, or name another with --world-model.")
     try:
@@ -888,13 +881,13 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu") -> Wo
         model.load_state_dict({name: value.float() for name, value in content["model"].items()})
     except Exception as error:
         sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
+    if env_id and content.get("env_id", env_id) != env_id:
+        sys.exit(f"{path} is of {content['env_id']}, not of {env_id}: name another with --world-model.")
     return model.to(device).requires_grad_(False).eval()
 
 
 @torch.no_grad()
-def validate(
-    model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2
-) -> tuple[dict[str, float], np.ndarray]:
+def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2) -> tuple[dict, np.ndarray]:
     """Errors on held-out episodes, filtered from start to end, and a strip of pictures.
 
     Errors are squared, in units of the normalised picture, as a share of the error of predicting the mean picture (1):
@@ -914,9 +907,8 @@ def validate(
         size = len(rows)
         edge = min(100, size // 2)
         ends = torch.cat([torch.arange(edge), torch.arange(size - edge, size)])
-        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / pixels.square().sum(
-            (1, 2, 3)
-        ).mean()
+        power = pixels.square().sum((1, 2, 3)).mean()
+        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / power
         sums["start"].append(share[:edge].mean().item()), sums["end"].append(share[edge:].mean().item())
         sums["kl"].append(float(np.mean(kls)))
         start = torch.linspace(5, max(size - horizon - 1, 5), 64).long().clamp(max=size - 2)  # (64,) open-loop starts
@@ -997,6 +989,10 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     if size not in sizes:
         sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
     args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
+    for name, value in vars(args).items():
+        least = 0 if name in ("seed", "updates", "layers") or not getattr(cls, name, 1) else 1
+        if type(value) is int and value < least:
+            sys.exit(f"--{name.replace('_', '-')} {value}: it must be {least} or more.")
     return dataclasses.replace(args, size=size)
 
 
@@ -1009,6 +1005,8 @@ def main(args: Args) -> dict:
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
+    if args.dilation > 1 and args.dilation % 2 == 0:
+        sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
     if args.batch_size % world or args.cudagraphs and (world > 1 or not cuda):
         sys.exit("--cudagraphs needs one GPU, and --batch-size must be a multiple of the number of processes.")
     if world > 1:
@@ -1031,25 +1029,22 @@ def main(args: Args) -> dict:
     mean, std = pixel_statistics(data, args, channels)
     model.pixel_mean.copy_(mean), model.pixel_std.copy_(std)
     model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True, capturable=cuda)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     carried = model.initial(args.batch_size // world)
     torch.manual_seed(args.seed + rank)  # same weights in every process, different noise
     step, seconds, checkpoint = 0, 0.0, run_dir / "checkpoint.pt"
     if checkpoint.exists():
         saved = load(checkpoint, device)
         if saved.get("config") != model.config or len(saved.get("ranks", ())) != world:
-            sys.exit(
-                f"{checkpoint} was made with other settings: give --run-dir for a new run, or repeat its settings."
-            )
+            sys.exit(f"{checkpoint} was made with other settings: give --run-dir, or repeat its settings.")
         model.load_state_dict(saved["model"]), optimizer.load_state_dict(saved["optimizer"])
         step, seconds, own = saved["step"], saved["seconds"], saved["ranks"][rank]
-        streams.load_state_dict(
-            {name: own[name].cpu() if name != "fresh" else own[name] for name in ("rng", "row", "fresh")}
-        )
+        streams.load_state_dict(own)
         carried = own["deter"].to(device), own["stoch"].to(device)
-        torch.set_rng_state(own["torch_rng"].cpu())
-        if cuda:
-            torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+        if ("cuda_rng" in own) == cuda:  # from another device, random numbers start anew
+            torch.set_rng_state(own["torch_rng"].cpu())
+            if cuda:
+                torch.cuda.set_rng_state(own["cuda_rng"].cpu())
         print(f"resuming {checkpoint} at update {step}")
     if args.compile:
         model.recur = torch.compile(model.recur)
@@ -1065,18 +1060,16 @@ def main(args: Args) -> dict:
         optimizer.step()  # (6)
         return metrics, state
 
+    for group in optimizer.param_groups:  # set anew: the checkpoint may come from a run with or without CUDA graphs
+        group["capturable"] = args.cudagraphs
+        group["lr"] = torch.tensor(args.learning_rate, device=device) if args.cudagraphs else args.learning_rate
     if args.cudagraphs:
-        for group in optimizer.param_groups:
-            group["lr"] = torch.tensor(args.learning_rate, device=device)  # a plain number would be recorded for good
         position = streams.state_dict()
         update = graphed(update, *streams.next(), *carried, optimizer=optimizer)
         streams.load_state_dict(position)
 
-    writer = None
     if rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        writer = SummaryWriter(run_dir)
-        writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+        log = Log(run_dir, step, args)
         count = sum(p.numel() for p in parameters)
         print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
     frames, began = args.batch_size * args.batch_length, time.time()
@@ -1104,47 +1097,53 @@ def main(args: Args) -> dict:
                 if cuda:
                     torch.cuda.set_rng_state(own["cuda_rng"])
                 print("\n  " + "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
-                writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
-                Image.fromarray(panel.squeeze()).resize((2 * panel.shape[1], 2 * panel.shape[0]), 0).save(
-                    run_dir / "dream.png"
-                )
+                log.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
+                picture = Image.fromarray(panel.squeeze())
+                picture.resize((2 * picture.width, 2 * picture.height), 0).save(run_dir / "dream.png")
                 versions = {"torch": str(torch.__version__), "numpy": str(np.__version__)}
                 save(checkpoint, {"config": model.config, "args": vars(args), "step": step, "seconds": elapsed,
                                   "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ranks": ranks,
                                   "env_id": args.env_id, "versions": versions})  # fmt: skip
         if rank == 0 and (step % args.log_every == 0 or errors):
             speed = (step - done_before) / (time.time() - began)
-            row = (
-                {name: value.item() for name, value in metrics.items()}
-                | {"charts/frames_per_second": speed * frames}
-                | errors
-            )
-            log(writer, run_dir, step, elapsed, row)
+            row = {name: value.item() for name, value in metrics.items()}
+            row |= {"charts/frames_per_second": speed * frames} | errors
+            log(step, elapsed, row)
             report |= row
             print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
                   f"  loss {report['losses/world_model']:.2f}  image {report['losses/image_nll']:.2f}"
                   f"  kl {report['losses/kl']:.2f}  {speed * frames:.0f} frames/s"
                   f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
     if rank == 0:
-        writer.close()
-        print(
-            f"world model of {args.env_id}: {checkpoint} after {step} updates, {clock(seconds + time.time() - began)}"
-        )
+        log.writer.close()
+        took = clock(seconds + time.time() - began)
+        print(f"world model of {args.env_id}: {checkpoint} after {step} updates, {took}")
     if world > 1:
         dist.destroy_process_group()
     return {"step": step, "checkpoint": str(checkpoint)} | report
 
 
 # --- same in: bc_pixels, world_model ---
-def log(writer: SummaryWriter, run_dir: Path, step: int, seconds: float, metrics: dict[str, float]) -> None:
-    """One row of metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
-    file = run_dir / "metrics.csv"
-    with open(file, "a") as out:
-        if out.tell() == 0:
-            out.write("step,seconds,name,value\n")
-        for name, value in metrics.items():
-            out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
-            writer.add_scalar(name, value, step)
+class Log:
+    """A run's metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
+
+    def __init__(self, run_dir: Path, step: int, args):
+        """Go on from update `step`: what an interrupted run wrote after its last checkpoint is taken out."""
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.file = run_dir / "metrics.csv"
+        for file in (self.file, run_dir / "episodes.csv"):
+            if file.exists():
+                head, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
+                file.write_bytes(head + b"".join(row for row in rows if int(row.split(b",")[0]) <= step))
+        self.writer = SummaryWriter(run_dir, purge_step=step + 1)
+        self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+
+    def __call__(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
+        with open(self.file, "a") as out:
+            out.write("" if out.tell() else "step,seconds,name,value\n")
+            for name, value in metrics.items():
+                out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
+                self.writer.add_scalar(name, value, step)
 
 
 # --- end ---

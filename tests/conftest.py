@@ -40,7 +40,7 @@ def exact_model(monkeypatch):
     """Let the scripts load the exact model of Blocks instead of a file."""
     model = tiny.ExactModel()
     for module in (ditto, d_gail, d_bc):
-        monkeypatch.setattr(module, "load_world_model", lambda path, device: model)
+        monkeypatch.setattr(module, "load_world_model", lambda path, device, env_id: model)
     return model
 
 

@@ -272,9 +272,10 @@ def test_continuous_actions_run(tmp_path):
     common = dict(env_id="Slide-v0", data_dir=str(tmp_path), expert="random", num_processes=1)
     collect_data.main(collect_data.Args(**common, num_episodes=3, num_val_episodes=1))
     folder = tmp_path / "Slide-v0" / "expert"
-    world_model.main(tiny.debug_args(world_model, data_dir=str(folder), run_dir=str(tmp_path / "model")))
+    model = tmp_path / "model"
+    world_model.main(tiny.debug_args(world_model, env_id="Slide-v0", data_dir=str(folder), run_dir=str(model)))
     args = tiny.debug_args(aime_atari, env_id="Slide-v0", data_dir=str(folder), run_dir=str(tmp_path / "run"),
-                           world_model=str(tmp_path / "model" / "checkpoint.pt"), eval_every=20)  # fmt: skip
+                           world_model=str(model / "checkpoint.pt"), eval_every=20)  # fmt: skip
     assert np.isfinite(aime_atari.main(args)["losses/policy"])
 
 

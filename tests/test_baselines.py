@@ -486,6 +486,7 @@ def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path
     assert all(value == result[name] for name, value in again.items())
     for name in ("checkpoint.pt", "metrics.csv", "episodes.csv", "final_episodes.csv"):  # no row is written twice
         assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes(), name
+    assert (tmp_path / "eval_only_episodes.csv").read_bytes() == (run_dir / "final_episodes.csv").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -481,8 +481,10 @@ def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path
     assert all(value == run[1][name] for name, value in result.items())
     for name in ("checkpoint.pt", "metrics.csv", "episodes.csv", "final_episodes.csv"):  # no row is written twice
         assert (tmp_path / name).read_bytes() == (run[0] / name).read_bytes(), name
+    assert (tmp_path / "eval_only_episodes.csv").read_bytes() == (run[0] / "final_episodes.csv").read_bytes()
+    assert (tmp_path / "result.json").read_bytes() == (run[0] / "result.json").read_bytes()
     returns = json.loads((run[0] / "result.json").read_text())["returns"]
-    assert json.loads((tmp_path / "result.json").read_text())["returns"] == returns
+    assert json.loads((tmp_path / "eval_only.json").read_text())["returns"] == returns
 
 
 @pytest.mark.parametrize(
@@ -506,7 +508,7 @@ def test_collapse_is_named(recorded, trained, run, tmp_path, monkeypatch, capsys
     lines = [line for line in capsys.readouterr().out.splitlines() if "collapsed" in line]
     assert len(lines) == collapsed and all(str(best) in line for line in lines)
     assert result["best_validation"] == (best if np.isfinite(best) else None) and result["eval/return_mean"] == final
-    json.loads((tmp_path / "result.json").read_text(), parse_constant=pytest.fail)  # no NaN, no infinity
+    json.loads((tmp_path / "eval_only.json").read_text(), parse_constant=pytest.fail)  # no NaN, no infinity
 
 
 def test_consecutive_evaluation_plays_after_each_further_update(recorded, trained, run, tmp_path):
@@ -515,6 +517,9 @@ def test_consecutive_evaluation_plays_after_each_further_update(recorded, traine
     result = ditto.main(args)
     returns = json.loads((tmp_path / "result.json").read_text())["returns"]
     assert len(returns) == 6 and result["eval/return_mean"] == pytest.approx(np.mean(returns))
+    assert result["eval/return_std"] == pytest.approx(np.std(returns))
+    games = read_games(tmp_path / "final_episodes.csv")
+    assert [int(row[0]) for row in games] == [20, 20, 21, 21, 22, 22] and [row[2] for row in games] == returns
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 20
 
 
@@ -543,6 +548,7 @@ def test_missing_stages_are_run_as_printed_commands(tmp_path, monkeypatch, capsy
         returncode = 0
 
     monkeypatch.setattr(ditto.subprocess, "run", lambda command, **_: commands.append(command) or Done())
+    monkeypatch.setattr(ditto, "finished", lambda checkpoint: len(commands) == 3)
     folder = ditto.expert_dataset(tiny.debug_args(ditto))
     assert folder == Path("data/debug/Blocks-v0/expert")
     model = ditto.trained_world_model(tiny.debug_args(ditto), folder)
@@ -555,6 +561,24 @@ def test_missing_stages_are_run_as_printed_commands(tmp_path, monkeypatch, capsy
         ditto.expert_dataset(tiny.debug_args(ditto))
     assert_one_sentence(stop)
     assert "python collect_data.py --env-id Blocks-v0" in stop.value.code
+    with pytest.raises(SystemExit, match="--eval-only makes nothing") as stop:
+        ditto.expert_dataset(tiny.debug_args(ditto, eval_only=True))
+    assert_one_sentence(stop)
+    assert len(commands) == 4
+
+
+def test_a_world_model_that_its_stage_does_not_finish_is_named(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ditto, "ensure", lambda args, command: None)
+    saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    folder = Path("runs/Blocks-v0/world_model-debug")
+    folder.mkdir(parents=True)
+    torch.save(saved | {"args": saved["args"] | {"updates": saved["step"] + 1}}, folder / "checkpoint.pt")
+    with pytest.raises(SystemExit, match="finish it") as stop:
+        ditto.trained_world_model(tiny.debug_args(ditto), tmp_path)
+    assert_one_sentence(stop)
+    torch.save(saved, folder / "checkpoint.pt")
+    assert ditto.trained_world_model(tiny.debug_args(ditto), tmp_path) == folder / "checkpoint.pt"
 
 
 def test_the_whole_chain_from_nothing(tmp_path):
@@ -618,6 +642,59 @@ def test_checkpoint_of_another_world_model_is_refused(recorded, trained, run, tm
     with pytest.raises(SystemExit, match="another world model") as stop:
         ditto.main(debug_args(recorded, trained, tmp_path, world_model=str(tmp_path / "other.pt")))
     assert_one_sentence(stop)
+
+
+def test_data_and_models_of_another_game_are_refused(recorded, trained, tmp_path):
+    shutil.copytree(recorded / "expert", tmp_path / "expert")
+    meta = json.loads((tmp_path / "expert" / "dataset.json").read_text())
+    (tmp_path / "expert" / "dataset.json").write_text(json.dumps(meta | {"env_id": "Other-v0"}))
+    saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    torch.save(saved | {"env_id": "Other-v0"}, tmp_path / "other.pt")
+    for changes in ({"data_dir": str(tmp_path / "expert")}, {"world_model": str(tmp_path / "other.pt")}):
+        with pytest.raises(SystemExit, match="is of Other-v0, not of Blocks-v0") as stop:
+            ditto.main(debug_args(recorded, trained, tmp_path / "run", **changes))
+        assert_one_sentence(stop)
+    (tmp_path / "expert" / "dataset.json").write_text("{")
+    with pytest.raises(SystemExit, match="damaged") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path / "run", data_dir=str(tmp_path / "expert")))
+    assert_one_sentence(stop)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_does_not_go_on_with_other_demonstrations(recorded, trained, run, tmp_path):
+    shutil.copytree(recorded / "expert", tmp_path / "expert")
+    sorted((tmp_path / "expert").glob("train_*"))[0].unlink()
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    with pytest.raises(SystemExit, match="another dataset") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, data_dir=str(tmp_path / "expert")))
+    assert_one_sentence(stop)
+
+
+def test_a_run_moves_between_devices(recorded, trained, run, tmp_path):
+    saved = torch.load(run[0] / "checkpoint.pt", weights_only=True)
+    group = saved["optimizer"]["param_groups"][0] | {"capturable": True, "lr": torch.tensor(1e-3)}  # as of a GPU
+    saved["optimizer"]["param_groups"] = [group]
+    other = {"cuda_rng": torch.zeros(16, dtype=torch.uint8), "rng": torch.zeros(16, dtype=torch.uint8)}
+    torch.save(saved | other, tmp_path / "checkpoint.pt")
+    result = ditto.main(debug_args(recorded, trained, tmp_path, updates=22))
+    group = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"][0]
+    assert result["step"] == 22 and group["capturable"] is False and isinstance(group["lr"], float)
+
+
+@pytest.mark.parametrize("flag", ["--num-expert-episodes", "--horizon", "--eval-every", "--quick-episodes", "--layers"])
+def test_counts_that_make_no_sense_are_refused(flag):
+    with pytest.raises(SystemExit, match=flag) as stop:
+        world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", flag, "-1"])
+    assert_one_sentence(stop)
+    assert world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", "--updates", "0"]).updates == 0
+
+
+def test_settings_are_named_as_they_are_typed(recorded, trained, run, tmp_path):
+    assert [ditto.typed("anneal", value) for value in (True, False)] == ["--anneal", "--no-anneal"]
+    assert ditto.typed("batch_size", 3) == "--batch-size 3"
+    shutil.copy(run[0] / "checkpoint.pt", tmp_path)
+    with pytest.raises(SystemExit, match=r"made with --anneal:"):
+        ditto.main(debug_args(recorded, trained, tmp_path, anneal=False, quick_episodes=1))  # games may differ
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive"])

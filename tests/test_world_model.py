@@ -481,6 +481,25 @@ def test_sizes_and_flags(capsys):
     assert_one_sentence(stop)
 
 
+def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
+    args = Args()
+    log = world_model.Log(tmp_path, 0, args)
+    for step in (5, 10, 15):
+        log(step, 1.0, {"a": step, "b": 2})
+    log.writer.close()
+    (tmp_path / "episodes.csv").write_bytes(b"update,seed,return,length\r\n10,1,2.0,3\r\n15,1,2.0,3\r\n")
+    world_model.Log(tmp_path, 10, args).writer.close()
+    assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\r\n10,1,2.0,3\r\n"
+    kept = "step,seconds,name,value\n5,1.0,a,5\n5,1.0,b,2\n10,1.0,a,10\n10,1.0,b,2\n"
+    assert (tmp_path / "metrics.csv").read_text() == kept
+
+
+def test_an_even_dilation_is_refused(recorded, tmp_path):
+    with pytest.raises(SystemExit, match="--dilation must be odd") as stop:
+        world_model.main(Args(data_dir=str(recorded / "world"), run_dir=str(tmp_path / "run"), dilation=4))
+    assert_one_sentence(stop)
+
+
 def test_two_processes_train_and_resume(recorded, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
                "--nproc-per-node", "2", str(ROOT / "world_model.py"), "--env-id", "Blocks-v0", "--size", "debug",
