@@ -7,9 +7,10 @@
 Paper: DITTO, arXiv 2302.03086 v2 (equation numbers are v2's), its plain cloning baseline.
 A network that mirrors the world model's encoder and DITTO's actor sees the last four frames and learns to choose the
 expert's action. Nothing else is used: no model, no data but the expert's. Comparing it with D-BC shows what the latent
-space adds, with DITTO what imagination adds. This file needs nothing else of the project.
+space adds, with DITTO what imagination adds. This file imports nothing of the project
+(only `collect_data.py` is run, if data is missing).
 
-  (1) stack each expert frame with the three before it                             section 4    `FrameEncoder`
+  (1) stack each expert frame with the three before it                             section 4    `ExpertFrames`
   (2) draw B expert frames and the actions taken in them                           section 4    `ExpertFrames`
   (3) policy: log-likelihood of the expert's actions, plus entropy                 Eq. 9        `cloning_loss`
 
@@ -331,7 +332,7 @@ def cloning_loss(log_prob: Tensor, entropy: Tensor, weight: float) -> Tensor:
 class Episodes:
     """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
 
-    Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action, is_first), whose
+    Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action), whose
     action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
     With actions=False the files' actions are not read: prev_action has no columns, (N, 0).
     """
@@ -356,9 +357,7 @@ class Episodes:
                 image, prev_action = self.read(file, meta.get("num_actions"), actions)
                 images.append(image), prev_actions.append(prev_action), self.starts.append(self.starts[-1] + len(image))
                 if image.shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
-                    sys.exit(
-                        f"{file} has other image or action shapes than {files[0]}: use datasets of one environment."
-                    )
+                    sys.exit(f"{file} has other image or action shapes than {files[0]}: use one environment.")
             self.meta = self.meta or meta
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
@@ -661,7 +660,7 @@ def main(args: Args) -> dict:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
     made_on = {"dataset": data.digest()}
     expert_return, random_return, shuffled_return = scores(data.meta)
-    # (1) stack frames
+    # (1) frames to stack, and their pixel statistics
     frames, held_frames = ExpertFrames(data), ExpertFrames(held_out)
     sample = data.image[torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)]
     sample = F.max_pool2d(sample.movedim(-1, 1).float(), args.dilation, 1, args.dilation // 2)  # (n, C, 64, 64)

@@ -14,7 +14,7 @@ ones, and the agent is rewarded for being taken for the expert. No environment, 
   (4) reward each transition by how much the discriminator takes it for expert     Eq. 3        `adversarial_reward`
   (5) lambda-returns V_t with the target critic                                    Eq. 14       `lambda_return`
   (6) critic: squared error to V_t                                                 Eq. 15       `critic_loss`
-  (7) actor: REINFORCE with the critic as baseline, plus entropy                   Eq. 16       `actor_loss`
+  (7) actor: REINFORCE with the target critic as baseline, plus entropy            Eq. 16       `actor_loss`
   (8) every 100 updates copy the critic to the target critic                       appendix C   `main`
   (9) discriminator: cross-entropy, expert 1, agent 0                              Eq. 3        `discriminator_loss`
 

@@ -14,7 +14,7 @@ was in, and reward it for staying close to the expert's latents. No environment,
   (4) reward each s_{t+1} by its closeness to the expert's at the same time-step   Eq. 8        `intrinsic_reward`
   (5) lambda-returns V_t with the target critic                                    Eq. 14       `lambda_return`
   (6) critic: squared error to V_t                                                 Eq. 15       `critic_loss`
-  (7) actor: REINFORCE with the critic as baseline, plus entropy                   Eq. 16       `actor_loss`
+  (7) actor: REINFORCE with the target critic as baseline, plus entropy            Eq. 16       `actor_loss`
   (8) every 100 updates copy the critic to the target critic                       appendix C   `main`
 
     python ditto.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30       (makes whatever is missing)

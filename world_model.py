@@ -665,7 +665,7 @@ class Games:
 class Episodes:
     """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
 
-    Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action, is_first), whose
+    Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action), whose
     action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
     With actions=False the files' actions are not read: prev_action has no columns, (N, 0).
     """
@@ -690,9 +690,7 @@ class Episodes:
                 image, prev_action = self.read(file, meta.get("num_actions"), actions)
                 images.append(image), prev_actions.append(prev_action), self.starts.append(self.starts[-1] + len(image))
                 if image.shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
-                    sys.exit(
-                        f"{file} has other image or action shapes than {files[0]}: use datasets of one environment."
-                    )
+                    sys.exit(f"{file} has other image or action shapes than {files[0]}: use one environment.")
             self.meta = self.meta or meta
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
