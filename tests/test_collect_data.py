@@ -524,6 +524,15 @@ def test_pendulum_stands():
     assert np.mean(returns) > -250 and min(returns) > -450  # random: -1238
 
 
+def test_acrobot_swings_up():
+    pytest.importorskip("pygame")
+    games = Games("Acrobot-v1", 4, 0)
+    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
+    played = play(games, load_expert("embedded", "Acrobot-v1", games), [1, 2, 3, 4])
+    assert all(-200 < game["rewards"].sum() < -50 for game in played)  # random: -500
+    assert set(np.concatenate([game["actions"] for game in played])) == {0, 2}
+
+
 def test_every_atari_id_has_a_rom():
     ids = [env_id for env_id in gym.registry if env_id.endswith("NoFrameskip-v4")]
     missing = [i for i in ids if not ale_py.roms.get_rom_path(gym.spec(i).kwargs["game"])]
