@@ -528,7 +528,7 @@ def test_acrobot_swings_up():
     pytest.importorskip("pygame")
     games = Games("Acrobot-v1", 4, 0)
     games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
-    played = play(games, load_expert("embedded", "Acrobot-v1", games), [1, 2, 3, 4])
+    played = [*play(games, load_expert("embedded", "Acrobot-v1", games), [1, 2, 3, 4])]
     assert all(-200 < game["rewards"].sum() < -50 for game in played)  # random: -500
     assert set(np.concatenate([game["actions"] for game in played])) == {0, 2}
 
