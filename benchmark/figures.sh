@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The literal commands of every figure and table: copy one, or run all of a size with
-#     bash benchmark/figures.sh small          (CPU: Pong, whose world model and 36 demonstrations are shipped)
+#     bash benchmark/figures.sh small          (CPU: Pong and Acrobot, whose world models and 36 demonstrations are shipped)
 #     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
@@ -13,10 +13,13 @@ small)
     # Figure 2: return, latent distance and action agreement through training
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "bc_pixels: --updates 2000"
     python benchmark/plot.py --figure training --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 30 --out docs/training_Pong.png
-    # Figure 3: final return against the number of expert episodes, and the table
+    # Figure 3: final return against the number of expert episodes, and the table; on Acrobot from pixels too, whose
+    # world model and 36 demonstrations are shipped as well
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "bc_pixels: --updates 2000"
-    python benchmark/plot.py --figure episodes --size small --env-ids PongNoFrameskip-v4 --out docs/episodes_Pong.png
-    python benchmark/plot.py --figure table --size small --env-ids PongNoFrameskip-v4 --out docs/table_Pong.md
+    python benchmark/run_grid.py --env-ids Acrobot-v1 --scripts d_bc ditto bc_pixels d_gail --num-expert-episodes 30 4 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1 --eval-every 500 --quick-episodes 4 --updates 2000" --script-options "bc_pixels: --updates 1000 --eval-every 250 --dilation 1"
+    python benchmark/plot.py --figure training --size small --env-ids Acrobot-v1 --num-expert-episodes 30 --out docs/training_Acrobot.png
+    python benchmark/plot.py --figure episodes --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/episodes.png
+    python benchmark/plot.py --figure table --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/table.md
     # Figure 4: horizon; the default has H = 5
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "h1: --horizon 1" "h15: --horizon 15" --options="--size small --threads 1"
     python benchmark/plot.py --figure horizon --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 30 --out docs/horizon_Pong.png
