@@ -489,8 +489,9 @@ def main(args: Args) -> dict:
     print(f"phase 2: {len(demos.starts) - 1} demonstrations of {demonstrations}\nworld model: {checkpoint}")
     updates = load(run_dir / "checkpoint.pt", "cpu")["step"] if args.eval_only else args.updates
     step, seconds, report = optimise({"policy": policy}, loss, updates, rng, run_dir, args, settings, {}, validate)
-    (run_dir / "final_episodes.csv").unlink(missing_ok=True)
-    returns = np.array(test(args.eval_episodes, 1000, step, "final_episodes.csv"))
+    games = "eval_only_episodes.csv" if args.eval_only else "final_episodes.csv"
+    (run_dir / games).unlink(missing_ok=True)
+    returns = np.array(test(args.eval_episodes, 1000, step, games))
     if "imitate/action_error" not in report:  # nothing was left to train
         report |= action_error(model, policy, demos, withheld, probe, idm)
     report |= score(returns, expert_return, random_return)
@@ -512,7 +513,7 @@ def withheld_actions(folder: str, limit: int, device) -> Tensor | None:
 # --- same in: aime, bco ---
 def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: dict, returns: np.ndarray,
            expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
-    """Log and print the final evaluation, and write result.json."""
+    """Log and print the final evaluation, and write result.json (with --eval-only: eval_only.json)."""
     if not args.eval_only:
         log = Log(run_dir, step, args)
         log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
@@ -521,7 +522,7 @@ def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: 
     report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
     everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
     strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
+    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
     standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     print(f"\n{args.env_id}, {args.setting}, {len(returns)} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"

@@ -455,7 +455,7 @@ def main(args: Args) -> dict:
     trainer.log.writer.close()
     rows = evaluate(args, player(policy, stack, device), args.eval_episodes, 1000, demos.meta.get("max_steps", 500))
     step, seconds = trainer.saved["step"], trainer.seconds()
-    with open(run_dir / "final_episodes.csv", "w", newline="") as out:
+    with open(run_dir / ("eval_only_episodes.csv" if args.eval_only else "final_episodes.csv"), "w", newline="") as out:
         out.write("update,seed,return\n")
         csv.writer(out).writerows([step, row["seed"], row["return"]] for row in rows)
     returns = np.array([row["return"] for row in rows])
@@ -468,7 +468,7 @@ def main(args: Args) -> dict:
 # --- same in: aime, bco ---
 def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: dict, returns: np.ndarray,
            expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
-    """Log and print the final evaluation, and write result.json."""
+    """Log and print the final evaluation, and write result.json (with --eval-only: eval_only.json)."""
     if not args.eval_only:
         log = Log(run_dir, step, args)
         log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
@@ -477,7 +477,7 @@ def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: 
     report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
     everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
     strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / "result.json").write_text(json.dumps(strict, indent=1))
+    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
     standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
     print(f"\n{args.env_id}, {args.setting}, {len(returns)} games, {args.size} size, {step} updates\n"
           f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"

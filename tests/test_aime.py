@@ -439,7 +439,9 @@ def test_resumed_run_equals_uninterrupted_run(data, monkeypatch):
         left, right = (torch.load(f"{name}/{part}checkpoint.pt", weights_only=True) for name in ("whole", "broken"))
         for name in ({"model"} if part else {"policy"}) | {"optimizer", "step", "torch_rng", "rng"}:
             assert same_tensors(left[name], right[name]), (part, name)
+    before = Path("broken/result.json").read_bytes()
     again = aime.main(debug_args(data, run_dir="broken", eval_only=True))
+    assert Path("broken/result.json").read_bytes() == before and Path("broken/eval_only.json").exists()
     assert again["eval/return_mean"] == result["eval/return_mean"]
     with pytest.raises(SystemExit, match="--units 16") as stop:
         aime.main(debug_args(data, run_dir="broken", units=8))
