@@ -165,10 +165,15 @@ def make_env(env_id: str) -> gym.Env:
             problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
         else:
             env.close()
-            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
+            env = gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
+            if render:  # a renderer that is not installed shows only now
+                env.reset(), env.render()
+            return env
         env.close()
     except (gym.error.Error, ImportError) as error:
         problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
+        if env_id in gym.registry:  # known, but something is not installed
+            raise SystemExit(f"--env-id {env_id} {problem}.") from None
     known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
     close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
     raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
@@ -695,6 +700,7 @@ def main(args: Args) -> dict:
     log = Log(run_dir, step, args)
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.image.shape[-1] == 1)  # fmt: skip
+    games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         stack, action = frames.stack(rows)  # (2) (B, 64, 64, 4 * C), (B, A)

@@ -120,10 +120,15 @@ def make_env(env_id: str) -> gym.Env:
             problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
         else:
             env.close()
-            return gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
+            env = gym.make(env_id, **({"render_mode": "rgb_array"} if render else {}))
+            if render:  # a renderer that is not installed shows only now
+                env.reset(), env.render()
+            return env
         env.close()
     except (gym.error.Error, ImportError) as error:
         problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
+        if env_id in gym.registry:  # known, but something is not installed
+            raise SystemExit(f"--env-id {env_id} {problem}.") from None
     known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
     close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
     raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")

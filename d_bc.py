@@ -437,6 +437,7 @@ def main(args: Args) -> dict:
     log = Log(run_dir, step, args)
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.image.shape[-1] == 1)  # fmt: skip
+    games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         feat, action = windows.feat[rows[:-1]], windows.data.prev_action[rows[1:]]  # (2) (H, N, F), (H, N, A)

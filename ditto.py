@@ -480,6 +480,7 @@ def main(args: Args) -> dict:
     log = Log(run_dir, step, args)
     games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
                               grayscale=data.image.shape[-1] == 1)  # fmt: skip
+    games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert_feat = windows.feat[rows]  # (2) (H + 1, N, F)

@@ -524,6 +524,13 @@ def test_pendulum_stands():
     assert np.mean(returns) > -250 and min(returns) > -450  # random: -1238
 
 
+def test_a_missing_renderer_is_named_at_once(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pygame", None)  # as if it were not installed
+    with pytest.raises(SystemExit, match="pygame is not installed") as stop:
+        make_env("Acrobot-v1")
+    assert_one_sentence(stop)
+
+
 def test_acrobot_swings_up():
     pytest.importorskip("pygame")
     games = Games("Acrobot-v1", 4, 0)
