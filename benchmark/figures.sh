@@ -17,6 +17,7 @@ small)
     # world model and 36 demonstrations are shipped as well
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto d_gail d_bc bc_pixels --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1" --script-options "bc_pixels: --updates 2000"
     python benchmark/run_grid.py --env-ids Acrobot-v1 --scripts d_bc ditto bc_pixels d_gail --num-expert-episodes 30 4 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1 --eval-every 500 --quick-episodes 4 --updates 2000" --script-options "bc_pixels: --updates 1000 --eval-every 250 --dilation 1"
+    python benchmark/run_grid.py --env-ids Acrobot-v1 --scripts d_bc ditto --num-expert-episodes 1 --seeds 1 2 3 --jobs 2 --options="--size small --threads 1 --eval-every 500 --quick-episodes 4 --updates 2000"
     python benchmark/plot.py --figure training --size small --env-ids Acrobot-v1 --num-expert-episodes 4 --out docs/training_Acrobot_4.png
     python benchmark/plot.py --figure episodes --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/episodes.png
     python benchmark/plot.py --figure table --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/table.md
