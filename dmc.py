@@ -52,6 +52,8 @@ class Args:
     """sac: <env_id>-buffer and <env_id>-expert; random: <body>-random, uniform actions"""
     data_dir: str = "data/dmc"
     """folder of all data sets"""
+    name: str = ""
+    """sac: the data sets are <name>-buffer and <name>-expert, for a second agent of a task; default <env_id>"""
     num_episodes: int = 200
     """games of the replay buffer or of the random data (paper: 1000)"""
     num_demonstrations: int = 100
@@ -67,6 +69,11 @@ class Args:
     """transitions per gradient step"""
     learning_rate: float = 3e-4
     """Adam's step size"""
+    target_entropy: float = -6.0
+    """nats of entropy that SAC's temperature aims at. -6, minus the number of joints, is SAC's own choice; 4.2 are
+    uniform actions. Higher: the agent moves more while it does its task, and its buffer knows more motions"""
+    noise: float = 0.0
+    """standard deviation of Ornstein-Uhlenbeck noise on the buffer's actions, correlated over about 7 decisions"""
 
 
 SENSORS = {
@@ -236,6 +243,7 @@ def train_sac(args: Args, folder: Path):
     try:
         from stable_baselines3 import SAC
         from stable_baselines3.common.callbacks import BaseCallback
+        from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
     except ImportError as error:
         sys.exit(f"stable-baselines3 cannot be imported ({error}): pip install -r requirements-dmc.txt.")
     env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
@@ -250,9 +258,13 @@ def train_sac(args: Args, folder: Path):
                       f" {(total - self.num_timesteps) / speed:.0f} s left   ", end="", flush=True)  # fmt: skip
             return True
 
+    theta = 0.15  # the noise's deviation is sigma / sqrt(2 theta)
+    sigma = np.full(6, args.noise * (2 * theta) ** 0.5)
+    noise = OrnsteinUhlenbeckActionNoise(np.zeros(6), sigma, theta, dt=1.0) if args.noise else None
     agent = SAC("MlpPolicy", env, learning_rate=args.learning_rate, buffer_size=total, batch_size=args.batch_size,
                 learning_starts=min(5, args.num_episodes) * args.max_steps, train_freq=args.update_every,
-                gradient_steps=1, seed=args.seed, device="cpu")  # fmt: skip
+                gradient_steps=1, seed=args.seed, device="cpu",
+                target_entropy=args.target_entropy, action_noise=noise)  # fmt: skip
     agent.learn(total, callback=Progress())
     print()
     write(folder / "agent.zip", agent.save)
@@ -276,10 +288,11 @@ def complete(folder: Path, games: int, args: Args) -> bool:
         return False
     file = folder / "dataset.json"
     made = json.loads(file.read_text()).get("args", {}) if file.exists() else {}  # a data set of others has none
-    wrong = [k for k in ("seed", "max_steps", "pixels") if made.get(k, getattr(args, k)) != getattr(args, k)]
+    fixed = ("seed", "max_steps", "pixels", "target_entropy", "noise")
+    wrong = [k for k in fixed if made.get(k, getattr(args, k)) != getattr(args, k)]
     if wrong:
         flags = ", ".join(f"--{k.replace('_', '-')}" for k in wrong)
-        sys.exit(f"{folder} was made with another {flags}: give another --data-dir, or delete the folder.")
+        sys.exit(f"{folder} was made with another {flags}: give another --data-dir or --name, or delete the folder.")
     print(f"{folder}: complete, {len(list(folder.glob('*.npz')))} games")
     return True
 
@@ -310,7 +323,8 @@ def main(args: Args) -> dict:
         return result
 
     # an interrupted training begins anew and overwrites its games: SAC cannot be resumed exactly
-    buffer, demonstrations = root / f"{args.env_id}-buffer", root / f"{args.env_id}-expert"
+    name = args.name or args.env_id
+    buffer, demonstrations = root / f"{name}-buffer", root / f"{name}-expert"
     if not complete(buffer, args.num_episodes, args) or not (buffer / "agent.zip").exists():
         if demonstrations.exists():
             (demonstrations / "unfinished").touch()  # they are an earlier agent's

@@ -123,6 +123,11 @@ def test_commands_make_data_that_the_loader_reads(tmp_path):
     result = dmc.main(dmc.Args(env_id="walker-stand", **short))
     assert set(result) == {"walker-stand-buffer", "walker-stand-expert"}
     assert dmc.main(dmc.Args(env_id="walker-stand", **short)) == {}  # nothing is missing
+    wide = dict(env_id="walker-stand", name="walker-wide", target_entropy=0.0, noise=0.5)
+    assert set(dmc.main(dmc.Args(**wide, **short))) == {"walker-wide-buffer", "walker-wide-expert"}
+    with pytest.raises(SystemExit, match="--target-entropy, --noise") as stop:
+        dmc.main(dmc.Args(env_id="walker-stand", name="walker-wide", **short))
+    assert_one_sentence(stop)
     dmc.main(dmc.Args(env_id="walker-run", agent="random", **short))
     for name in ("walker-stand-buffer", "walker-stand-expert", "walker-random"):
         data = Trajectories([str(tmp_path / name)], dmc.observed("walker-stand", "mdp"))
