@@ -22,6 +22,7 @@ import csv
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aime import draw_clips
 from bco import Actor, gather, inverse_loss, window_rows
-from dmc import Setting, observed
+from dmc import observed
 from world_model import Trajectories, load_world_model
 
 
@@ -41,7 +42,7 @@ class Args:
     """data sets of D_body, separated by commas"""
     demonstrations: str = "walker-walk-expert"
     """data set of the demonstrations; its actions are needed"""
-    setting: Setting = "lpomdp"
+    setting: Literal["lpomdp", "mdp", "visual"] = "lpomdp"
     """what is observed: lpomdp or mdp"""
     data_dir: str = "data/dmc"
     """folder of all data sets"""

@@ -16,6 +16,7 @@ import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
+import check_body  # noqa: E402
 import plot  # noqa: E402
 import run_grid  # noqa: E402
 
@@ -436,14 +437,16 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("python benchmark/")]
 
 
-@pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh"])
+@pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh", "check_body.py"])
 def test_commands_parse(name):
     found = commands((ROOT / "benchmark" / name).read_text())
-    assert len(found) >= 3
+    assert len(found) >= 2
     for script, *words in found:
         if script == "benchmark/plot.py":
             args = tyro.cli(plot.Args, args=words)
             assert args.size in ("", "small", "paper")
+        elif script == "benchmark/check_body.py":
+            tyro.cli(check_body.Args, args=words)
         else:
             args = tyro.cli(run_grid.Args, args=run_grid.join_options(words))
             assert run_grid.make_cells(args)  # so every script takes the options of its cells

@@ -4,7 +4,6 @@ import ast
 import dataclasses
 import difflib
 import functools
-import importlib.util
 import re
 import shlex
 import sys
@@ -32,13 +31,14 @@ import train_expert
 import world_model
 
 ROOT = Path(ditto.__file__).parent
-spec = importlib.util.spec_from_file_location("speed", ROOT / "benchmark" / "speed.py")
-speed = sys.modules["speed"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(speed)
+sys.path.insert(0, str(ROOT / "benchmark"))
+import check_body  # noqa: E402
+import speed  # noqa: E402
+
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
            "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
            "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc,
-           "benchmark/speed.py": speed}  # fmt: skip
+           "benchmark/speed.py": speed, "benchmark/check_body.py": check_body}  # fmt: skip
 AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py", "aime_atari.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
