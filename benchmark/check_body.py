@@ -16,6 +16,8 @@ For analysis only: it reads the demonstrations' actions, which no training does.
                     training data and on the demonstrations; action_variance: the error of a constant action
     elbo            with --world-model: evidence of clips of T steps under the recorded actions, those of another clip, and
                     uniform ones. The model knows the motion if the first is far above the others
+    agent           with --games: what the agents that made D_body return on the demonstrations' task, by their mean actions:
+                    the score to beat, since a perfect stander already has a sixth of the return of walking
 """  # noqa: E501  (a command is one line)
 
 import csv
@@ -32,7 +34,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aime import draw_clips
 from bco import Actor, gather, inverse_loss, window_rows
-from dmc import observed
+from dmc import DMC, observed, rollouts
 from world_model import Trajectories, load_world_model
 
 
@@ -54,6 +56,8 @@ class Args:
     """clips of which the evidence is measured"""
     batch_length: int = 32
     """T, steps per clip"""
+    games: int = 0
+    """games of each agent of D_body on the demonstrations' task (needs requirements-dmc.txt); 0: none"""
     seed: int = 0
     """of the inverse model and the clips"""
     csv: str = ""
@@ -112,6 +116,18 @@ def evidence(model, data: Trajectories, args: Args) -> list[dict]:
     return found
 
 
+def agent_returns(folder: str, env_id: str, games: int) -> list[float]:
+    """Returns of a data set's SAC agent on the task env_id, from the states at which the policies are evaluated."""
+    if not (Path(folder) / "agent.zip").exists():
+        sys.exit(f"{folder} has no agent.zip: leave --games out, or make the data set with dmc.py.")
+    try:
+        from stable_baselines3 import SAC
+    except ImportError as error:
+        sys.exit(f"stable-baselines3 cannot be imported ({error}): pip install -r requirements-dmc.txt.")
+    agent = SAC.load(Path(folder) / "agent.zip", device="cpu")
+    return rollouts(DMC(env_id), lambda obs: agent.predict(obs, deterministic=True)[0], list(range(1000, 1000 + games)))
+
+
 def main(args: Args) -> list[dict]:
     """Measure, print, and append to the CSV; the rows."""
     keys = observed(args.demonstrations.rpartition("-")[0], args.setting)
@@ -123,12 +139,18 @@ def main(args: Args) -> list[dict]:
     model = load_world_model(args.world_model) if args.world_model else None
     if model is not None and model.config.get("keys") != keys:
         sys.exit(f"{args.world_model} is no model of {', '.join(keys)}: name another with --world-model.")
+    task = args.demonstrations.rpartition("-")[0]
+    agents = {folder: agent_returns(folder, task, args.games) for folder in folders if args.games}
     rows = []
     for folder in folders:
         data = Trajectories([folder], keys)
         edges = np.linspace(0, len(data.starts) - 1, 6).round().astype(int)
         rows += [{"data": Path(folder).name, "part": f"games {a}..{b - 1}"} | motion(data, a, b)
                  for a, b in zip(edges, edges[1:]) if b > a]  # fmt: skip
+    for folder, returns in agents.items():
+        error = float(np.std(returns) / max(len(returns) - 1, 1) ** 0.5)
+        rows.append({"data": Path(folder).name, "part": f"agent on {task}", "return": float(np.mean(returns)),
+                     "standard_error": error})  # fmt: skip
     rows.append({"data": args.demonstrations, "part": "all"} | motion(demos, 0, len(demos.starts) - 1))
     errors = inverse_errors(body, demos, keys, args.updates, args.seed)
     variance = errors.pop("action_variance")
@@ -142,7 +164,7 @@ def main(args: Args) -> list[dict]:
         shown = (f"{k} {v:.3f}" if isinstance(v, float) else str(v) for k, v in row.items())
         print("  ".join(shown))
     if args.csv:
-        names = ("body", "data", "part", "return", "sensor_change", "squared_action", "inverse_error",
+        names = ("body", "data", "part", "return", "standard_error", "sensor_change", "squared_action", "inverse_error",
                  "action_variance", "actions", "elbo", "kl", "world_model", "seed")  # fmt: skip
         with open(args.csv, "a", newline="") as out:
             table = csv.DictWriter(out, names)

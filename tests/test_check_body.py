@@ -3,6 +3,7 @@
 import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -78,12 +79,49 @@ def test_rows_are_written_and_appended(tmp_path, capsys):
     assert "inverse_error" in capsys.readouterr().out
 
 
+class Stander:
+    """An agent whose mean action is zero."""
+
+    @staticmethod
+    def load(path, device):
+        assert path.exists() and device == "cpu"
+        return Stander()
+
+    def predict(self, obs, deterministic):
+        assert deterministic and obs.shape == (24,)
+        return np.zeros(6, np.float32), None
+
+
+def test_agents_of_the_body_play_the_demonstrations_task(tmp_path, monkeypatch):
+    folder = summed(tmp_path / "walker-stand-buffer", 5)
+    (folder / "agent.zip").touch()
+    summed(tmp_path / "walker-walk-expert", 5)
+    monkeypatch.setitem(sys.modules, "stable_baselines3", SimpleNamespace(SAC=Stander))
+    monkeypatch.setattr(check_body, "DMC", lambda env_id: {"walker-walk": Upright()}[env_id])
+    rows = check_body.main(check_body.Args(data_dir=str(tmp_path), updates=1, games=3))
+    (row,) = [row for row in rows if row["part"] == "agent on walker-walk"]
+    # the returns 1000, 1001, 1002: deviation sqrt(2 / 3), error that / sqrt(2)
+    assert row["return"] == pytest.approx(1001) and row["standard_error"] == pytest.approx((1 / 3) ** 0.5)
+
+
+class Upright:
+    """One step per game, whose reward is the game's seed."""
+
+    def reset(self, seed: int):
+        self.seed = seed
+        return np.zeros(24, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(24, np.float32), float(self.seed), False, True, {}
+
+
 def test_bad_input_ends_with_a_sentence(tmp_path):
     summed(tmp_path / "walker-stand-buffer", 2), summed(tmp_path / "walker-walk-expert", 2)
     model = GaussianWorldModel(dict(variant="rssm", deter=8, stoch=3, hidden=8, keys={"height": 1}, action_size=6))
     torch.save({"config": model.config, "model": model.state_dict(), "step": 1}, tmp_path / "checkpoint.pt")
     for changes, message in ((dict(setting="visual"), "--setting"), (dict(body="walker-fly-buffer"), "dmc.py"),
-                             (dict(world_model=str(tmp_path / "checkpoint.pt")), "--world-model")):  # fmt: skip
+                             (dict(world_model=str(tmp_path / "checkpoint.pt")), "--world-model"),
+                             (dict(games=2), "--games")):  # fmt: skip
         with pytest.raises(SystemExit, match=message) as stop:
             check_body.main(check_body.Args(data_dir=str(tmp_path), **changes))
         assert_one_sentence(stop)
