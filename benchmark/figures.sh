@@ -51,7 +51,7 @@ aime)
     python benchmark/check_body.py --body walker-stand-entropy-buffer,walker-stand-shaken-buffer,walker-stand-noise-buffer --demonstrations walker-walk-expert --world-model runs/stand3long/world_model/checkpoint.pt --csv benchmark/results/aime_check.csv
     python benchmark/check_body.py --body walker-walk-buffer --demonstrations walker-walk-expert --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt --games 50 --csv benchmark/results/aime_check.csv
     python benchmark/check_body.py --body walker-walk-buffer --demonstrations walker-stand-expert --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt --games 50 --csv benchmark/results/aime_check.csv
-    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 20 10 5 --seeds 1 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1 --body walker-stand-entropy-buffer,walker-stand-shaken-buffer,walker-stand-noise-buffer" --variants "stand3long: --world-model runs/stand3long/world_model/checkpoint.pt"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 20 10 5 2 1 --seeds 1 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1 --body walker-stand-entropy-buffer,walker-stand-shaken-buffer,walker-stand-noise-buffer" --variants "stand3long: --world-model runs/stand3long/world_model/checkpoint.pt"
     # looked at and left
     python dmc.py --env-id walker-stand --name walker-stand-entropy2 --target-entropy 2 --num-episodes 400 --update-every 4 --batch-size 128 --num-demonstrations 1
     python dmc.py --env-id walker-run --num-episodes 400 --update-every 2 --batch-size 128 --num-demonstrations 1
