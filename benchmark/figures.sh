@@ -36,7 +36,7 @@ aime)
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer --world-model runs/walker/world_model-small-lpomdp-walker-stand-buffer-1/checkpoint.pt" "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer" "walkbody: --body walker-walk-buffer" "oracle: --method oracle --body walker-stand-buffer" "iidm: --method iidm --body walker-stand-buffer"
-    python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --variants walkbody --out docs/training_walker.png
+    python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants walkbody --out docs/training_walker.png
     # stand -> walk with a buffer that moves: three agents that act more at random while they stand
     python dmc.py --env-id walker-stand --name walker-stand-entropy --target-entropy 0 --num-episodes 400 --update-every 4 --batch-size 128 --num-demonstrations 1
     python dmc.py --env-id walker-stand --name walker-stand-shaken --target-entropy 0 --noise 0.7 --num-episodes 400 --update-every 4 --batch-size 128 --num-demonstrations 1
@@ -59,8 +59,8 @@ aime)
     python benchmark/check_body.py --body walker-run-buffer --demonstrations walker-walk-expert --csv benchmark/results/aime_check.csv
     # walk -> stand
     python benchmark/run_grid.py --env-ids walker-stand --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
-    python benchmark/run_grid.py --env-ids walker-stand --scripts bco --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1 --body walker-walk-buffer" --variants "walkbody:" "oracle: --method oracle"
-    python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --variants stand3long --out docs/training_walker_stand.png
+    python benchmark/run_grid.py --env-ids walker-stand --scripts bco --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "walkbody: --body walker-walk-buffer" "oracle: --method oracle --body walker-stand-buffer"
+    python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants stand3long --out docs/training_walker_stand.png
     # docs/aime_atari.md
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
     python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
