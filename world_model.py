@@ -1,8 +1,8 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
-"""World model: a recurrent state-space model (RSSM) with categorical latents, trained on recorded episodes.
+"""World model: the world as the model sees it, and the model, a recurrent state-space model (RSSM) of recorded episodes.
 
 Paper: DITTO, arXiv 2302.03086 v2, appendix B; the model is DreamerV2's (arXiv 2010.02193 v4).
 It learns to predict what the screen will show after an action, in a latent space: h_t remembers, z_t holds what h_t
@@ -10,8 +10,8 @@ could not foresee. Imitation then happens inside this model, without the environ
 
   (1) take B streams of L consecutive frames x_t with the action a_{t-1} that led to each        `Streams`
   (2) h_t = f(h_{t-1}, z_{t-1}, a_{t-1})                                           Eq. 10        `WorldModel.recur`
-  (3) posterior q(z_t | h_t, x_t), prior p(z_t | h_t), sample z_t ~ q              Eq. 10        `WorldModel.encode`
-  (4) decode x_t from s_t = (h_t, z_t), squared error                              Eq. 11        `WorldModel.loss`
+  (3) posterior q(z_t | h_t, x_t), prior p(z_t | h_t), sample z_t ~ q              Eq. 10        `WorldModel.filter`
+  (4) decode x_t from s_t = (h_t, z_t), squared error                              Eq. 11        `WorldModel.evidence`
   (5) KL between posterior and prior, balanced so that the prior moves faster      Eq. 12        `kl_balanced`
   (6) Adam step on (4) + beta (5); carry (h, z) on to the next L frames            Eq. 11        `main`
 
@@ -23,27 +23,29 @@ Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes
   x_t: image (T, B, 64, 64, C) uint8    a_{t-1}: prev_action (T, B, A), one-hot if discrete; it led to image[t]
   h_t: deter (T, B, D)    z_t: stoch (T, B, S*K)    s_t: feat (T, B, F)    is_first (T, B) bool, true on a first frame
 
+Four sections, each readable alone: the game, recorded games, the model, training. aime.py (arXiv 2312.02019 v1) uses the
+same class with Gaussian latents, and sensors instead of pictures.
 Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
 on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
-
-Not DITTO's: GaussianWorldModel and Trajectories, AIME's model and data (arXiv 2312.02019 v1), which aime.py trains on.
 """
 
 import copy
+import csv
 import dataclasses
 import difflib
 import functools
 import hashlib
-import itertools
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import Iterable, Iterator, Literal
 
 import ale_py
 import gymnasium as gym
@@ -57,6 +59,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 gym.register_envs(ale_py)
 
@@ -142,386 +145,9 @@ SIZES = {
 }  # fmt: skip
 
 
-def kl_categorical(left_logits: Tensor, right_logits: Tensor) -> Tensor:
-    """KL divergence, in nats, from `left` to `right` of S independent categoricals; logits (..., S, K) -> (...)."""
-    left, right = F.log_softmax(left_logits.float(), -1), F.log_softmax(right_logits.float(), -1)
-    return (left.exp() * (left - right)).sum((-2, -1))
+# --- the game: what is played, and as what it is seen ---
 
 
-def kl_balanced(post_logits: Tensor, prior_logits: Tensor, alpha: float) -> Tensor:
-    """Balanced KL, Eq. 12: alpha trains the prior towards the posterior, 1 - alpha the posterior towards the prior.
-
-    Logits (..., S, K) -> (...). The value is the plain KL; only the gradients are weighted.
-    differs from Eq. 12 as printed: alpha weighs KL(sg(q) || p), as the prose, DreamerV2 and the authors' code have it.
-    """
-    train_prior = kl_categorical(post_logits.detach(), prior_logits)
-    train_posterior = kl_categorical(post_logits, prior_logits.detach())
-    return alpha * train_prior + (1 - alpha) * train_posterior
-
-
-class CategoricalLatent:
-    """S one-hot variables with K classes; whoever needs another latent (a Gaussian) replaces this class."""
-
-    def __init__(self, stoch: int, classes: int):
-        self.stoch, self.classes = stoch, classes
-        self.size = self.params = stoch * classes  # width of a sample, number of parameters per sample
-
-    def sample(self, params: Tensor) -> Tensor:
-        """Straight-through one-hot sample (..., S*K) from logits (..., S*K) (DreamerV2, algorithm 1)."""
-        probs = params.float().unflatten(-1, (self.stoch, self.classes)).softmax(-1)
-        # dividing by exponential noise and taking the largest is a categorical draw, without a host synchronisation
-        index = (probs.detach() / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
-        onehot = F.one_hot(index, self.classes).to(probs.dtype)
-        return (onehot + probs - probs.detach()).flatten(-2)
-
-    def kl(self, post: Tensor, prior: Tensor, alpha: float) -> Tensor:
-        """Balanced KL (...) of posterior and prior parameters (..., S*K)."""
-        shape = (self.stoch, self.classes)
-        return kl_balanced(post.unflatten(-1, shape), prior.unflatten(-1, shape), alpha)
-
-
-class WorldModel(nn.Module):
-    """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated."""
-
-    def __init__(self, config: dict):
-        """`config` holds numbers and strings, see `model_config`; the training script sets the pixel statistics."""
-        super().__init__()
-        self.config, c = config, config
-        depth, hidden, channels = c["depth"], c["hidden"], c["channels"]
-        self.latent = CategoricalLatent(c["stoch"], c["classes"])
-        self.feat_size = c["deter"] + self.latent.size
-        pixels = (channels, 64, 64) if c["pixel_stats"] == "pixel" else (1, 1, 1)
-        self.register_buffer("pixel_mean", torch.zeros(pixels))
-        self.register_buffer("pixel_std", torch.ones(pixels))
-        convs, last = [], channels
-        for width in (depth, 2 * depth, 4 * depth, 8 * depth):  # 64 -> 31 -> 14 -> 6 -> 2
-            convs += [nn.Conv2d(last, width, 4, stride=2), nn.ELU()]
-            last = width
-        self.encoder = nn.Sequential(*convs, nn.Flatten())  # (B, C, 64, 64) -> (B, E = 32 * depth)
-        # recurrent step: W_z z + W_a a -> LayerNorm -> ELU -> GRU (authors' code)
-        self.stoch_in = nn.Linear(self.latent.size, hidden)
-        self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
-        self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
-        self.gru = nn.GRUCell(hidden, c["deter"])
-        self.prior = nn.Sequential(nn.Linear(c["deter"], hidden), nn.LayerNorm(hidden, eps=1e-3), nn.ELU(),
-                                   nn.Linear(hidden, self.latent.params))  # fmt: skip
-        self.post_deter = nn.Linear(c["deter"], hidden)
-        self.post_embed = nn.Linear(32 * depth, hidden, bias=False)
-        self.post_out = nn.Sequential(nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.params))
-        # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
-        self.decoder_in = nn.Sequential(
-            nn.Linear(self.feat_size, 32 * depth), nn.Linear(32 * depth, 4 * depth * 25), nn.ELU()
-        )
-        self.decoder = nn.Sequential(  # 5 -> 13 -> 30 -> 64
-            nn.Unflatten(-1, (4 * depth, 5, 5)),
-            nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2), nn.ELU(),
-            nn.ConvTranspose2d(2 * depth, depth, 6, stride=2), nn.ELU(),
-            nn.ConvTranspose2d(depth, channels, 6, stride=2),
-        )  # fmt: skip
-        for name, weight in self.named_parameters():
-            if weight.ndim > 1:
-                (nn.init.orthogonal_ if name == "gru.weight_hh" else nn.init.xavier_uniform_)(weight)
-            elif "bias" in name:
-                nn.init.zeros_(weight)
-        self.to(memory_format=torch.channels_last)
-
-    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Zero state for `batch` episodes: deter (B, D), stoch (B, S*K)."""
-        zeros = self.pixel_mean.new_zeros
-        return zeros(batch, self.config["deter"]), zeros(batch, self.latent.size)
-
-    def digest(self) -> str:
-        """Hash of the weights, the same on every device: tells whether a checkpoint was made with this model."""
-        weights = (weight.cpu().numpy().tobytes() for weight in self.state_dict().values())
-        return hashlib.sha256(b"".join(weights)).hexdigest()[:16]
-
-    def preprocess(self, image: Tensor) -> Tensor:
-        """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64)."""
-        pixels = image.movedim(-1, -3).float()
-        if (half := self.config["dilation"] // 2) > 0:
-            # a moving maximum along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
-            for axis in (-1, -2):
-                padded = F.pad(pixels, (half, half, 0, 0) if axis == -1 else (0, 0, half, half))  # grey levels are >= 0
-                pixels = functools.reduce(torch.maximum, (padded.narrow(axis, k, 64) for k in range(2 * half + 1)))
-        return (pixels - self.pixel_mean) / self.pixel_std
-
-    def embed(self, pixels: Tensor) -> Tensor:
-        """Normalised pictures (..., C, 64, 64) -> embeddings (..., E)."""
-        flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
-        return self.encoder(flat).unflatten(0, pixels.shape[:-3])
-
-    def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
-        """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden), the projected action -> deter (B, D)."""
-        deter, stoch = state
-        return self.gru(F.elu(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
-
-    def encode(self, image: Tensor, prev_action: Tensor, is_first: Tensor, state: tuple[Tensor, Tensor] | None = None):
-        """Filter a batch of sequences: image (T, B, 64, 64, C) uint8, prev_action (T, B, A), is_first (T, B).
-
-        Returns deter (T, B, D), stoch (T, B, S*K), posterior parameters (T, B, S*K) and the state to carry on with.
-        Where is_first, the state and the action before it are zeroed, so a window may run over episode ends.
-        """
-        return self.filter_embeds(self.embed(self.preprocess(image)), prev_action, is_first, state)
-
-    def filter_embeds(self, embed: Tensor, prev_action: Tensor, is_first: Tensor, state=None):
-        """The recurrent part of `encode`, from embeddings (T, B, E)."""
-        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
-        embed_in = self.post_embed(embed)  # (T, B, hidden): all time-steps at once, outside the loop
-        action_in = self.action_in(prev_action * keep)  # (T, B, hidden)
-        deter, stoch = self.initial(prev_action.shape[1]) if state is None else state
-        deters, stochs, posts = [], [], []
-        for t in range(len(prev_action)):
-            deter = self.recur((deter * keep[t], stoch * keep[t]), action_in[t])  # (B, D)
-            post = self.post_out(self.post_deter(deter) + embed_in[t])  # (B, S*K)
-            stoch = self.latent.sample(post)  # (B, S*K)
-            deters.append(deter), stochs.append(stoch), posts.append(post)
-        return torch.stack(deters), torch.stack(stochs), torch.stack(posts), (deter, stoch)
-
-    def filter_step(self, state: tuple[Tensor, Tensor], image: Tensor, prev_action: Tensor, is_first: Tensor):
-        """One step of `encode` while playing: image (B, 64, 64, C), prev_action (B, A), is_first (B) -> new state."""
-        return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
-
-    def imagine_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
-        """s_{t+1} after action (B, A) in s_t, its stochastic half drawn from the prior (Eq. 10)."""
-        deter = self.recur(state, self.action_in(action))
-        return deter, self.latent.sample(self.prior(deter))
-
-    def decode(self, feat: Tensor) -> Tensor:
-        """Normalised pictures (..., C, 64, 64) from feat (..., F)."""
-        pictures = self.decoder(self.decoder_in(feat.flatten(0, -2)))
-        return pictures.float().unflatten(0, feat.shape[:-1])
-
-    def to_pixels(self, pictures: Tensor) -> Tensor:
-        """Normalised pictures (..., C, 64, 64) to grey levels (..., 64, 64, C), clipped to 0..255."""
-        return (pictures * self.pixel_std + self.pixel_mean).clamp(0, 255).movedim(-3, -1)
-
-    def loss(self, image, prev_action, is_first, state=None) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
-        """Eq. 11 on a batch (shapes of `encode`), averaged over frames: loss (), metrics, state to carry on with."""
-        c = self.config
-        pixels = self.preprocess(image)  # (T, B, C, 64, 64)
-        deter, stoch, post, state = self.filter_embeds(self.embed(pixels), prev_action, is_first, state)
-        prior = self.prior(deter)  # (T, B, S*K): one batched call, the loop does not need it
-        nll = 0.5 * (self.decode(torch.cat([deter, stoch], -1)) - pixels).square().sum((-3, -2, -1)).mean()
-        kl = self.latent.kl(post, prior, c["kl_balance"]).mean()
-        loss = c["image_weight"] * nll + c["beta"] * kl
-        metrics = {"losses/world_model": loss.detach(), "losses/image_nll": nll.detach(), "losses/kl": kl.detach()}
-        return loss, metrics, tuple(part.detach() for part in state)
-
-    forward = loss  # DistributedDataParallel calls forward
-
-
-# --- Gaussian latents and low-dimensional observations: AIME's world models (arXiv 2312.02019 v1), used by aime.py ---
-
-
-def kl_gaussian(left: Tensor, right: Tensor) -> Tensor:
-    """KL divergence, in nats, per latent: mean and standard deviation side by side (..., 2Z) -> (..., Z)."""
-    (left_mean, left_std), (right_mean, right_std) = left.float().chunk(2, -1), right.float().chunk(2, -1)
-    distance = (left_std.square() + (left_mean - right_mean).square()) / (2 * right_std.square())
-    return (right_std / left_std).log() + distance - 0.5
-
-
-def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Log-density (...) of each element, constants included (authors' code)."""
-    return -0.5 * ((value - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
-
-
-def evidence_terms(log_prob: Tensor, std: Tensor, kl: Tensor, reweight: bool) -> tuple[Tensor, Tensor]:
-    """Both halves of the negative ELBO, () each: log_prob and std (T, B, O), kl (T, B); sums over T, mean over B.
-
-    `reweight` is the beta-NLL with beta = 0.5 (authors' code): each log-probability is multiplied by its own standard
-    deviation, and the KL of a step by the mean of them. Neither factor gets a gradient: as a part of the loss, sigma
-    could be lowered to make any error cheap.
-    """
-    if reweight:
-        log_prob, kl = log_prob * std.detach(), kl * std.detach().mean(-1)
-    return -log_prob.sum(-1).sum(0).mean(), kl.sum(0).mean()
-
-
-class GaussianLatent:
-    """Z independent Gaussians; parameters are mean and standard deviation side by side (..., 2Z)."""
-
-    def __init__(self, stoch: int):
-        self.size, self.params = stoch, 2 * stoch
-
-    def sample(self, params: Tensor) -> Tensor:
-        """Reparameterised sample (..., Z)."""
-        mean, std = params.chunk(2, -1)
-        return mean + std * torch.randn_like(std)
-
-    def kl(self, post: Tensor, prior: Tensor, alpha: float | None = None, free_nats: float = 0.0) -> Tensor:
-        """KL (...) of posterior and prior; alpha balances it as in `kl_balanced` (None: plain).
-
-        Below `free_nats`, the total of a step, it has no gradient. The value is always the plain KL.
-        """
-        if alpha is None:
-            total = kl_gaussian(post, prior).sum(-1)
-        else:
-            total = alpha * kl_gaussian(post.detach(), prior).sum(-1)
-            total = total + (1 - alpha) * kl_gaussian(post, prior.detach()).sum(-1)
-        if free_nats <= 0:
-            return total
-        clamped = total.clamp_min(free_nats)
-        return clamped + (total - clamped).detach()
-
-
-class TwinMLP(nn.Module):
-    """Two ELU networks of one shape side by side, mean and standard deviation: (..., inputs) -> two (..., outputs).
-
-    One batched product per layer is half the kernel launches of two networks; PyTorch's default initialisation.
-    """
-
-    def __init__(self, inputs: int, outputs: int, units: int, layers: int = 2):
-        super().__init__()
-        sizes = [inputs, *[units] * layers, outputs]
-        shapes = [((2, i, o), (2, 1, o), i**-0.5) for i, o in zip(sizes, sizes[1:])]
-        self.weights = nn.ParameterList(torch.empty(weight).uniform_(-bound, bound) for weight, _, bound in shapes)
-        self.biases = nn.ParameterList(torch.empty(bias).uniform_(-bound, bound) for _, bias, bound in shapes)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = x.flatten(0, -2).expand(2, -1, -1)
-        for k, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            hidden = torch.baddbmm(bias, F.elu(hidden) if k else hidden, weight)
-        mean, raw = hidden.unflatten(1, x.shape[:-1])
-        return mean, F.softplus(raw) + 1e-6
-
-
-class TwinGaussian(TwinMLP):
-    """The same, mean and standard deviation side by side (..., 2 * outputs)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat(super().forward(x), -1)
-
-
-def silu_mlp(inputs: int, units: int, layers: int, outputs: int = 0) -> nn.Sequential:
-    """Linear, LayerNorm, SiLU `layers` times, then a linear layer if `outputs`."""
-    sizes = [inputs, *[units] * layers]
-    parts = [part for i, o in zip(sizes, sizes[1:]) for part in (nn.Linear(i, o), nn.LayerNorm(o), nn.SiLU())]
-    return nn.Sequential(*parts, *([nn.Linear(sizes[-1], outputs)] if outputs else []))
-
-
-class BoundedGaussian(nn.Module):
-    """One SiLU network with a common head: (..., inputs) -> mean and 2 sigmoid(x / 2) + 0.1 side by side (..., 2Z)."""
-
-    def __init__(self, inputs: int, outputs: int, units: int):
-        super().__init__()
-        self.net = silu_mlp(inputs, units, 1, 2 * outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        mean, raw = self.net(x).chunk(2, -1)
-        return torch.cat([mean, 2 * torch.sigmoid(raw / 2) + 0.1], -1)
-
-
-class GaussianWorldModel(WorldModel):
-    """AIME's model: Gaussian latent (B, Z), observations obs (T, B, O) of sensors, or pictures (T, B, 64, 64, C) uint8.
-
-    config: variant (rssm: Walker's model; rssmo: Cheetah's, `ssm.py:733` of the authors' code), deter, stoch, hidden,
-    keys (name and size of every sensor in the order of O; or image and C), action_size.
-    rssm: no layer before the GRU, two networks per Gaussian, learned decoder deviation, sensors enter as they are.
-    rssmo: LayerNorm and SiLU, bounded deviation, encoder for the sensors, decoder deviation 1.
-    """
-
-    def __init__(self, config: dict):
-        nn.Module.__init__(self)  # not WorldModel's, whose networks are others
-        self.config = config | {"channels": config["keys"].get("image", 0)}
-        c, keys, rssm = config, config["keys"], config["variant"] == "rssm"
-        self.image, self.reweight = "image" in keys, rssm
-        deter, stoch, hidden = c["deter"], c["stoch"], c["hidden"]
-        self.latent, self.feat_size = GaussianLatent(stoch), deter + stoch
-        if self.image:  # 64 -> 31 -> 14 -> 6 -> 2; the last convolution is linear
-            widths, convs = [keys["image"], 32, 64, 128, 256], []
-            for i, o in zip(widths, widths[1:]):
-                convs += [nn.Conv2d(i, o, 4, stride=2), nn.ReLU()]
-            self.encoder, self.embed_size = nn.Sequential(*convs[:-1], nn.Flatten()), 1024
-            self.decoder = nn.Sequential(  # 1 -> 5 -> 13 -> 30 -> 64
-                nn.Linear(self.feat_size, 1024), nn.Unflatten(-1, (1024, 1, 1)),
-                nn.ConvTranspose2d(1024, 128, 5, stride=2), nn.ReLU(),
-                nn.ConvTranspose2d(128, 64, 5, stride=2), nn.ReLU(),
-                nn.ConvTranspose2d(64, 32, 6, stride=2), nn.ReLU(),
-                nn.ConvTranspose2d(32, keys["image"], 6, stride=2), nn.Sigmoid(),
-            )  # fmt: skip
-        elif rssm:
-            self.encoder, self.embed_size = nn.Identity(), sum(keys.values())
-            self.decoder = nn.ModuleList(TwinMLP(self.feat_size, size, hidden) for size in keys.values())
-        else:
-            self.encoder, self.embed_size = silu_mlp(sum(keys.values()), hidden, 2), hidden
-            self.decoder = nn.ModuleList(silu_mlp(self.feat_size, hidden, 2, size) for size in keys.values())
-        inputs, head = stoch + c["action_size"], TwinGaussian if rssm else BoundedGaussian
-        self.action_in = nn.Identity()  # the action enters unprojected
-        self.joint_in = nn.Identity() if rssm else silu_mlp(inputs, hidden, 1)
-        self.gru = nn.GRUCell(inputs if rssm else hidden, deter)
-        self.prior, self.post = head(deter, stoch, hidden), head(deter + self.embed_size, stoch, hidden)
-
-    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Zero state for `batch` episodes: deter (B, D), stoch (B, Z)."""
-        zeros = self.gru.weight_hh.new_zeros
-        return zeros(batch, self.config["deter"]), zeros(batch, self.config["stoch"])
-
-    def preprocess(self, obs: Tensor) -> Tensor:
-        """Pictures (..., 64, 64, C) uint8 to (..., C, 64, 64) in [0, 1]; sensors stay as they are."""
-        return obs.movedim(-1, -3).float() / 255 if self.image else obs
-
-    def embed(self, obs: Tensor) -> Tensor:
-        """Preprocessed observations -> embeddings (..., E)."""
-        if not self.image:
-            return self.encoder(obs)
-        return self.encoder(obs.flatten(0, -4)).unflatten(0, obs.shape[:-3])
-
-    def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
-        """h_t from the state before and the action (B, A) taken in it -> deter (B, D)."""
-        return self.gru(self.joint_in(torch.cat([state[1], action_in], -1)), state[0])
-
-    def observe(self, state: tuple[Tensor, Tensor], embed: Tensor, action: Tensor):
-        """One step of filtering: the state (B, .) before, embed (B, E), the action (B, A) that led to it."""
-        deter = self.recur(state, action)
-        post = self.post(torch.cat([deter, embed], -1))
-        return (deter, self.latent.sample(post)), post
-
-    def filter_embeds(self, embed: Tensor, prev_action: Tensor, is_first: Tensor, state=None):
-        """The recurrent part of `encode`, from embeddings (T, B, E)."""
-        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
-        state = self.initial(prev_action.shape[1]) if state is None else state
-        steps = []
-        for t in range(len(prev_action)):
-            state, post = self.observe(tuple(x * keep[t] for x in state), embed[t], prev_action[t] * keep[t])
-            steps.append((*state, post))
-        return *map(torch.stack, zip(*steps)), state
-
-    def decode(self, feat: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of the observation, (..., O) each, from feat (..., F); pictures flattened."""
-        if self.image:
-            mean = self.decoder(feat.flatten(0, -2)).flatten(1).unflatten(0, feat.shape[:-1])
-            return mean, torch.ones_like(mean)
-        if self.reweight:
-            means, stds = zip(*[net(feat) for net in self.decoder])
-            return torch.cat(means, -1), torch.cat(stds, -1)
-        mean = torch.cat([net(feat) for net in self.decoder], -1)
-        return mean, torch.ones_like(mean)
-
-    def evidence(self, obs: Tensor, act, kl_balance: float | None = None, free_nats: float = 0.0) -> dict[str, Tensor]:
-        """The negative ELBO of clips obs (T, B, ...), its actions given by act(feat (B, F), embed (B, E), t) -> (B, A).
-
-        act is asked in the state before a step, first in the zero state, and sees what the step leads to; nothing is
-        detached, so that it can be trained through all T steps. Returns nll and kl (), weighted as the variant
-        prescribes; elbo (), unweighted; the latents deter, stoch, embed and the actions (T, B, .).
-        """
-        pixels = self.preprocess(obs)
-        embed, state = self.embed(pixels), self.initial(obs.shape[1])
-        steps = []
-        for t in range(len(obs)):
-            action = act(torch.cat(state, -1), embed[t], t)
-            state, post = self.observe(state, embed[t], action)
-            steps.append((*state, post, action))
-        deter, stoch, post, action = map(torch.stack, zip(*steps))
-        kl = self.latent.kl(post, self.prior(deter), kl_balance, free_nats)  # (T, B): the loop needs no prior
-        mean, std = self.decode(torch.cat([deter, stoch], -1))  # (T, B, O)
-        log_prob = gaussian_log_prob(pixels.flatten(2), mean, std)
-        nll, weighted_kl = evidence_terms(log_prob, std, kl, self.reweight)
-        elbo = (log_prob.detach().sum(-1) - kl.detach()).sum(0).mean()
-        latents = {"deter": deter, "stoch": stoch, "embed": embed, "action": action}
-        return {"nll": nll, "kl": weighted_kl, "elbo": elbo, "plain_kl": kl.detach().sum(0).mean()} | latents
-
-
-# --- same in: collect_data, bc_pixels, world_model ---
 @functools.cache
 def area_matrix(size_in: int, size_out: int) -> np.ndarray:
     """Weights (size_out, size_in) of an area-averaging resize along one axis; equal to OpenCV's INTER_AREA."""
@@ -577,57 +203,63 @@ def make_env(env_id: str) -> gym.Env:
 
 
 class Games:
-    """`num_envs` copies of one environment, stepped together; a finished game restarts by itself.
+    """N copies of one environment, the slots, stepped together; a finished game is followed by another in its slot.
 
     Atari (`...NoFrameskip-v4`): FIRE and up to 28 no-ops at the start, frame skip 4 with a maximum over the last two
     frames, no sticky actions, unclipped rewards, whole games. When a life is lost in a game that has FIRE, the next
     three actions are forced to no-op, FIRE, action 2 (without them a policy that never fires would wait for ever).
     Everything else: the environment's own steps, seen through its observation if that is an image, or `render()`.
-    Slot i begins with seed `seed + i` and goes on with its own random generator. If `coming` is an iterator, every game
-    begun takes its seed from there (Atari loads the game anew for that: 0.1 s). A fair sample are the first n games
-    begun, not the first n to end, among which long games are rare.
+    With `make`, a function that makes the environment, it is not drawn, and `seen` is its observation.
+
+    For a policy to look at: seen (N, 64, 64, C) uint8, frames84 (N, 84, 84) on Atari, obs (N raw observations, not on
+    Atari), action (what was really played last), steps (N,) since the game began, seeds, lives, forced (steps that are
+    still forced), fresh (a game or a life has just begun: a player who stacks frames must empty the stack).
     """
 
-    def __init__(self, env_id: str, num_envs: int, seed: int, max_steps: int = 27000, grayscale: bool = True):
-        self.num_envs, self.max_steps, self.seed, self.coming = num_envs, max_steps, seed, None
-        self.atari = env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
+    def __init__(self, env_id: str, num_envs: int, max_steps: int = 27000, grayscale: bool = True, make=None):
+        self.num_envs, self.max_steps, self.drawn = num_envs, max_steps, make is None
+        self.atari = self.drawn and env_id.endswith("NoFrameskip-v4") and env_id in gym.registry
         self.channels = 1 if grayscale or self.atari else 3
         if self.atari:
             limit = 4 * max_steps + 400  # frames, the start included: `max_steps` itself is counted below
             self.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], num_envs, stack_num=1, reward_clipping=False,
                                        max_num_frames_per_episode=limit, autoreset_mode="SameStep")  # fmt: skip
-            self.action_space = self.envs.single_action_space
             self.has_fire = ale_py.Action.FIRE in self.envs.ale.get_action_set()
         else:
-            self.envs = [make_env(env_id) for _ in range(num_envs)]
-            self.action_space = self.envs[0].action_space
+            make = make or functools.partial(make_env, env_id)
+            self.envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
+        self.action_space = self.envs.single_action_space
+        self.discrete = hasattr(self.action_space, "n")
+        self.action_size = int(self.action_space.n if self.discrete else self.action_space.shape[0])
 
-    def reset(self) -> np.ndarray:
-        """Start every game anew; first frames (N, 64, 64, C) uint8."""
+    def reset(self, seeds: Iterable[int]) -> None:
+        """Begin a game in every slot. Every game, now and later, takes its seed from `seeds`; when they are used up,
+        slots play on unseeded, for nothing. A fair sample are the first n games begun, not the first n to end, among
+        which long games are rare."""
         N = self.num_envs
+        self.coming, self.seen = iter(seeds), np.zeros((N, 64, 64, self.channels), np.uint8)
         self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
-        self.obs, self.frames, self.fresh = [None] * N, np.zeros((N, 64, 64, self.channels), np.uint8), np.ones(N, bool)
-        self.restart(np.ones(N, bool), self.coming or itertools.count(self.seed))
-        return self.frames.copy()
+        self.action, self.fresh = np.zeros((N, *self.action_space.shape), self.action_space.dtype), np.ones(N, bool)
+        self.begin(np.ones(N, bool))
 
-    def restart(self, which: np.ndarray, coming) -> None:
-        """Begin a new game in the slots where `which` (N,) is true, seeded while `coming` has seeds."""
-        self.seeds[which] = [next(coming, -1) for _ in range(which.sum())]
-        self.steps[which] = self.forced[which] = 0  # `forced` counts the forced actions still to come
-        self.fresh[which] = True  # a player who stacks frames must empty the stack: a game or a life has just begun
+    def begin(self, which: np.ndarray) -> None:
+        """Begin a new game in the slots where `which` (N,) is true."""
+        self.seeds[which] = [next(self.coming, -1) for _ in range(which.sum())]
+        self.steps[which] = self.forced[which] = 0
+        self.fresh[which] = True
         if self.atari:
             obs, info = self.envs.reset(seed=self.seeds[which], options={"reset_mask": which})  # -1: do not seed
-            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)  # (N, 84, 84): what Zoo agents see
-            self.frames, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
-        for i in () if self.atari else np.flatnonzero(which):
-            self.obs[i] = self.envs[i].reset(seed=int(self.seeds[i]) if self.seeds[i] >= 0 else None)[0]
-            self.frames[i] = self.picture(i)
+            self.frames84, self.lives = obs[:, -1], info["lives"].astype(np.int64)
+            self.seen, self.frame_number = resize(self.frames84)[..., None], info["episode_frame_number"]
+        else:
+            seeds = [int(seed) if seed >= 0 else None for seed in self.seeds]
+            self.look(self.envs.reset(seed=seeds, options={"reset_mask": which})[0], which)
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
-        """Play one action each: frames (N, 64, 64, C), reward (N,), terminated (N,), truncated (N,), info.
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict]:
+        """Play one action each, (N,) or (N, A): reward (N,), terminated (N,), truncated (N,), info.
 
-        `info` holds what was really played: action, forced (N,), lives (N,) after the step, and final_frame
-        (N, 64, 64, C), the last frame of the game where it ended (the frames returned already show the next game).
+        `info` tells of this step what the slots may have forgotten, since a new game begins where one ended: action
+        and forced (N,), what was really played; lives (N,) after it; seen (N, 64, 64, C), the game's last frame.
         """
         forced, before = self.forced > 0, self.lives
         self.steps += 1
@@ -637,36 +269,87 @@ class Games:
             self.frames84, self.lives = obs[:, -1].copy(), np.where(terminated, 0, raw["lives"])
             if terminated.any():  # these rows of `obs` show a new game already, with a seed that we did not choose
                 self.frames84[terminated] = raw["final_obs"][terminated, -1]
-            self.frames = resize(self.frames84)[..., None]
+            self.seen = resize(self.frames84)[..., None]
             self.forced = np.where((self.lives < before) & self.has_fire, 3, np.maximum(self.forced - 1, 0))
         else:
-            if hasattr(self.action_space, "n"):
+            if self.discrete:
                 played = action + self.action_space.start
             else:
                 played = action = np.clip(action, self.action_space.low, self.action_space.high).astype(np.float32)
-            self.obs, reward, *ends = ([*x] for x in zip(*(env.step(a) for env, a in zip(self.envs, played))))
-            terminated, truncated = np.array(ends[0], bool), np.array(ends[1], bool)
-            self.frames = np.stack([self.picture(i) for i in range(self.num_envs)])
-        self.fresh = forced | (self.lives < before)
-        truncated |= ~terminated & (self.steps >= self.max_steps)
-        info = {"action": action, "forced": forced, "lives": self.lives, "final_frame": self.frames.copy()}
-        self.played = action
+            obs, reward, terminated, truncated, _ = self.envs.step(played)
+            self.look(obs, np.ones(self.num_envs, bool))
+        self.fresh, self.action = forced | (self.lives < before), action
+        terminated, truncated = terminated.copy(), truncated | ~terminated & (self.steps >= self.max_steps)
+        info = {"action": action, "forced": forced, "lives": self.lives, "seen": self.seen}
         if (terminated | truncated).any():
-            self.restart(terminated | truncated, self.coming or iter(()))
-        return self.frames.copy(), np.array(reward, np.float32), terminated, truncated, info
+            self.seen = self.seen.copy()
+            self.begin(terminated | truncated)
+        return np.array(reward, np.float32), terminated, truncated, info
 
-    def picture(self, i: int) -> np.ndarray:
-        """What slot i shows now: (64, 64, C) uint8."""
-        picture = self.obs[i] if is_image(self.envs[i].observation_space) else self.envs[i].render()
-        picture = picture.reshape(*picture.shape[:2], -1)
-        picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
-        return np.broadcast_to(np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1), (64, 64, self.channels))
+    def look(self, obs, which: np.ndarray) -> None:
+        """Set what is seen in the slots where `which` (N,) is true."""
+        self.obs = list(gym.vector.utils.iterate(self.envs.observation_space, obs))
+        if not self.drawn:
+            self.seen = obs
+        for i in np.flatnonzero(which & self.drawn):
+            env = self.envs.envs[i]
+            picture = self.obs[i] if is_image(env.observation_space) else env.render()
+            picture = picture.reshape(*picture.shape[:2], -1)
+            picture = to_gray(picture)[..., None] if picture.shape[-1] == 3 and self.channels == 1 else picture
+            self.seen[i] = np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)
 
 
-# --- end ---
+def play(games: Games, act, seeds: Iterable[int], keep=()) -> Iterator[dict]:
+    """Play one whole game per seed with action = act(games), (N,) or (N, A); yield each as it ends.
+
+    The same function records the expert and scores every policy. A game has seed, return and length; if `keep` contains
+    its seed also, of its T steps, observations (T+1, 64, 64, C), lives (T+1,), actions, rewards, terminations,
+    truncations and forced (T,).
+    """
+    games.reset(seeds := list(seeds))
+    left, total, record = set(seeds), np.zeros(games.num_envs), [{} for _ in range(games.num_envs)]
+    fields = ("actions", "rewards", "terminations", "truncations", "forced")
+    while left:
+        for i in np.flatnonzero(games.steps == 0):
+            total[i], record[i] = 0, {}
+            if games.seeds[i] in keep:
+                record[i] = {"observations": [games.seen[i].copy()], "lives": [games.lives[i]]}
+                record[i] |= {field: [] for field in fields}
+        seed, length = games.seeds.copy(), games.steps + 1
+        reward, terminated, truncated, info = games.step(act(games))
+        values = dict(zip(fields, (info["action"], reward, terminated, truncated, info["forced"])))
+        values |= {"observations": info["seen"], "lives": info["lives"]}
+        total += reward
+        for i in range(games.num_envs):
+            for field, column in record[i].items():
+                column.append(np.copy(values[field][i]))
+            if (terminated[i] or truncated[i]) and seed[i] in left:
+                left.remove(int(seed[i]))
+                game = {"seed": int(seed[i]), "return": float(total[i]), "length": int(length[i])}
+                yield game | {field: np.stack(column) for field, column in record[i].items()}
 
 
-# --- same in: bc_pixels, world_model ---
+def player(model, act):
+    """A policy for `play` that sees through the model: filter what is seen, then act(feat (N, F)) -> (N, A)."""
+    state = None
+
+    def choose(games: Games) -> np.ndarray:
+        nonlocal state
+        device = model.pixel_mean.device
+        state = model.initial(games.num_envs) if state is None else state
+        action, first = torch.as_tensor(games.action), torch.from_numpy(games.steps == 0)
+        action = F.one_hot(action.long(), games.action_size).float() if games.discrete else action.float()
+        seen = torch.from_numpy(games.seen).to(device)
+        state = model.filter_step(state, seen, action.to(device), first.to(device))
+        action = act(torch.cat(state, -1)).cpu()  # (N, A)
+        return action.argmax(-1).numpy() if games.discrete else action.numpy()
+
+    return choose
+
+
+# --- recorded games: episodes in files, and streams through them ---
+
+
 class Episodes:
     """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
 
@@ -743,20 +426,27 @@ class Episodes:
         return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts)).hexdigest()
 
 
-# --- end ---
+def window_starts(starts: Tensor, length: int) -> Tensor:
+    """Rows at which a window of `length` rows begins that crosses no episode's end (`starts` as in `Episodes`)."""
+    row = torch.arange(int(starts[-1]))
+    ends = starts[torch.searchsorted(starts, row, right=True)]
+    return row[row + length <= ends]
 
 
 class Streams:
-    """Draws (T, B) windows; with `carry`, each of the B streams walks to its episode's end, then starts another one."""
+    """Draws (T, B) windows; with `carry`, each of the B streams walks to its episode's end, then starts another one.
+
+    `data` has starts and rows(index), as `Episodes`; `state` is the recurrent state carried along, if there is one.
+    """
+
+    state = None
 
     def __init__(self, data: Episodes, batch: int, length: int, carry: bool, seed: int):
         self.data, self.length, self.carry = data, length, carry
         self.rng = torch.Generator().manual_seed(seed)
-        self.row = torch.randint(len(data.image), (batch,), generator=self.rng)
+        self.row = torch.randint(int(data.starts[-1]), (batch,), generator=self.rng)
         self.fresh = True  # the first chunk starts anywhere, from a zero state
-        row = torch.arange(len(data.image))
-        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
-        self.inside = row[row + length <= ends]  # first rows of the windows that cross no episode's end
+        self.inside = window_starts(data.starts, length)
         if not carry and not len(self.inside):
             sys.exit(f"No episode has {length} frames: lower --batch-length, or leave out --no-carry-state.")
 
@@ -783,163 +473,553 @@ class Streams:
         return image, prev_action, is_first
 
     def state_dict(self) -> dict:
-        return {"rng": self.rng.get_state(), "row": self.row, "fresh": self.fresh}
+        return {"rng": self.rng.get_state(), "row": self.row, "fresh": self.fresh, "state": self.state}
 
     def load_state_dict(self, saved: dict) -> None:
         self.rng.set_state(saved["rng"].cpu())
-        self.row, self.fresh = saved["row"].cpu(), saved["fresh"]
+        self.row, self.fresh, self.state = saved["row"].cpu(), saved["fresh"], saved["state"]
 
 
-class Trajectories:
-    """Recorded trajectories in AIME's published format (`0.npz, 1.npz, ...`), end to end; see docs/aime.md.
+# --- the model: one RSSM, its latent and its observation are parameters ---
 
-    obs (N, O) float32, the sensors in `keys` side by side, or (N, 64, 64, C) uint8; prev_action (N, A), the action that
-    led to the row. With actions=False the files' actions are not read and prev_action is None.
+
+def kl_categorical(left_logits: Tensor, right_logits: Tensor) -> Tensor:
+    """KL divergence, in nats, from `left` to `right` of S independent categoricals; logits (..., S, K) -> (...)."""
+    left, right = F.log_softmax(left_logits.float(), -1), F.log_softmax(right_logits.float(), -1)
+    return (left.exp() * (left - right)).sum((-2, -1))
+
+
+def kl_gaussian(left: Tensor, right: Tensor) -> Tensor:
+    """KL divergence, in nats, per latent: mean and standard deviation side by side (..., 2Z) -> (..., Z)."""
+    (left_mean, left_std), (right_mean, right_std) = left.float().chunk(2, -1), right.float().chunk(2, -1)
+    distance = (left_std.square() + (left_mean - right_mean).square()) / (2 * right_std.square())
+    return (right_std / left_std).log() + distance - 0.5
+
+
+class CategoricalLatent:
+    """S one-hot variables with K classes; parameters are logits (..., S*K)."""
+
+    def __init__(self, stoch: int, classes: int):
+        self.stoch, self.classes = stoch, classes
+        self.size = self.outputs = stoch * classes  # width of a sample, and of the layer that parameterises it
+
+    def params(self, output: Tensor) -> Tensor:
+        """Parameters from the last layer's output, (..., S*K) both."""
+        return output
+
+    def sample(self, params: Tensor) -> Tensor:
+        """Straight-through one-hot sample (..., S*K) from logits (..., S*K) (DreamerV2, algorithm 1)."""
+        probs = params.float().unflatten(-1, (self.stoch, self.classes)).softmax(-1)
+        # dividing by exponential noise and taking the largest is a categorical draw, without a host synchronisation
+        noise = torch.empty_like(probs).exponential_().clamp_min(1e-20)
+        index = (probs.detach() / noise).argmax(-1, keepdim=True)
+        onehot = torch.zeros_like(probs).scatter_(-1, index, 1.0)  # F.one_hot checks its range, which a CPU pays for
+        return (onehot + probs - probs.detach()).flatten(-2)
+
+    def kl(self, post: Tensor, prior: Tensor) -> Tensor:
+        """KL (...) of two parameters (..., S*K)."""
+        shape = (self.stoch, self.classes)
+        return kl_categorical(post.unflatten(-1, shape), prior.unflatten(-1, shape))
+
+
+class GaussianLatent:
+    """Z independent Gaussians; parameters are mean and standard deviation side by side (..., 2Z)."""
+
+    def __init__(self, stoch: int):
+        self.size, self.outputs = stoch, 2 * stoch
+
+    def params(self, output: Tensor) -> Tensor:
+        """Parameters from the last layer's output, (..., 2Z) both: a softplus keeps the deviation positive."""
+        mean, raw = output.float().chunk(2, -1)
+        return torch.cat([mean, F.softplus(raw) + 1e-6], -1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        """Reparameterised sample (..., Z)."""
+        mean, std = params.chunk(2, -1)
+        return mean + std * torch.randn_like(std)
+
+    def kl(self, post: Tensor, prior: Tensor) -> Tensor:
+        """KL (...) of two parameters (..., 2Z)."""
+        return kl_gaussian(post, prior).sum(-1)
+
+
+def kl_balanced(latent, post: Tensor, prior: Tensor, alpha: float | None, free_nats: float = 0.0) -> Tensor:
+    """Balanced KL, Eq. 12: alpha trains the prior towards the posterior, 1 - alpha the posterior towards the prior.
+
+    Parameters (..., .) -> (...). The value is the plain KL; only the gradients are weighted, and vanish below
+    `free_nats`. alpha None: the plain KL's gradients.
+    differs from Eq. 12 as printed: alpha weighs KL(sg(q) || p), as the prose, DreamerV2 and the authors' code have it.
+    """
+    if alpha is None:
+        kl = latent.kl(post, prior)
+    else:
+        kl = alpha * latent.kl(post.detach(), prior) + (1 - alpha) * latent.kl(post, prior.detach())
+    if free_nats <= 0:
+        return kl
+    clamped = kl.clamp_min(free_nats)
+    return clamped + (kl - clamped).detach()
+
+
+def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Log-density (...) of each element, constants included (AIME authors' code)."""
+    return -0.5 * ((value - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
+
+
+def beta_nll(log_prob: Tensor, std: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood (T, B) and KL (T, B) of log_prob, std (T, B, O), reweighted by the deviation: the
+    beta-NLL with beta = 0.5 (AIME authors' code).
+
+    Each log-probability is multiplied by its own standard deviation, and the KL of a step by the mean of them. Neither
+    factor gets a gradient: as a part of the loss, sigma could be lowered to make any error cheap.
+    """
+    return -(log_prob * std.detach()).sum(-1), kl * std.detach().mean(-1)
+
+
+class WorldModel(nn.Module):
+    """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated.
+
+    config, see `model_config`: classes 0 makes the latent Gaussian; with `sensors` (total size O) an observation is a
+    vector (O,) and not a picture; deviation `learned`: the decoder predicts its own standard deviation, else it is 1;
+    ensemble: number of prior heads.
     """
 
-    def __init__(self, folders: list[str], keys: dict[str, int], limit: int = 0, actions: bool = True, device="cpu"):
-        obs, prev_action, self.starts, self.returns, self.meta = [], [], [0], [], {}
-        for folder in map(Path, folders):
-            files = sorted((f for f in folder.glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))
-            if not files:
-                sys.exit(f"No trajectories in {folder}: make them with dmc.py, or name another folder.")
-            for file in files[: limit or None]:
-                try:
-                    with np.load(file, allow_pickle=False) as npz:  # reads only the keys that are asked for
-                        parts = [npz[name] for name in keys]
-                        prev_action += [npz["pre_action"].astype(np.float32)] if actions else []
-                        self.returns.append(float(npz["reward"].sum(dtype=float)))
-                    sizes = [part.shape[-1] if part.ndim > 1 else 1 for part in parts]
-                    if sizes != list(keys.values()) or len({len(part) for part in parts}) > 1:
-                        raise ValueError(f"it has {dict(zip(keys, sizes))}, not {keys}")
-                    if "image" in keys:
-                        obs.append(parts[0])
-                    else:
-                        obs.append(np.concatenate([p.reshape(len(p), -1) for p in parts], -1).astype(np.float32))
-                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-                    sys.exit(f"{file} is not a trajectory of this kind ({error}): delete it or name another folder.")
-                self.starts.append(self.starts[-1] + len(obs[-1]))
-            meta_file = folder / "dataset.json"
-            self.meta = self.meta or (json.loads(meta_file.read_text()) if meta_file.exists() else {})
-        self.obs = torch.from_numpy(np.concatenate(obs)).to(device)
-        self.prev_action = torch.from_numpy(np.concatenate(prev_action)).to(device) if actions else None
-        self.starts = torch.tensor(self.starts)  # (trajectories + 1,)
+    defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "ensemble": 1, "free_nats": 0.0, "picture": 64,
+                "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0, "beta": 1.0,
+                "kl_balance": None}  # fmt: skip
 
-    def first_rows(self, length: int) -> Tensor:
-        """Rows at which a window of `length` rows begins that crosses no trajectory's end."""
-        row = torch.arange(len(self.obs))
-        ends = self.starts[torch.searchsorted(self.starts, row, right=True)]
-        inside = row[row + length <= ends]
-        if not len(inside):
-            sys.exit(f"No trajectory has {length} rows: lower --batch-length, or record longer ones.")
-        return inside
+    def __init__(self, config: dict):
+        super().__init__()
+        self.config, c = config, self.defaults | config
+        depth, hidden, channels = c["depth"], c["hidden"], c["channels"]
+        self.picture, self.sensors, self.dilation, self.learned = (
+            c["picture"], c["sensors"], c["dilation"], c["deviation"] == "learned")  # fmt: skip
+        self.image_weight, self.beta, self.kl_balance, self.free_nats = (
+            c["image_weight"], c["beta"], c["kl_balance"], c["free_nats"])  # fmt: skip
+        self.latent = CategoricalLatent(c["stoch"], c["classes"]) if c["classes"] else GaussianLatent(c["stoch"])
+        self.deter_size, self.feat_size = c["deter"], c["deter"] + self.latent.size
+        # where the observation is a picture, its statistics, set by the training script (`measure`)
+        pixels = (channels, self.picture, self.picture) if c["pixel_stats"] == "pixel" else (1, 1, 1)
+        self.register_buffer("pixel_mean", torch.zeros(pixels))
+        self.register_buffer("pixel_std", torch.ones(pixels))
+        widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth][: {32: 4, 64: 5}[self.picture]]
+        convs = [
+            (nn.Conv2d(i, o, 4, stride=2), nn.ELU()) for i, o in zip(widths, widths[1:] if not self.sensors else ())
+        ]
+        self.encoder = nn.Sequential(
+            *(layer for pair in convs for layer in pair), nn.Flatten()
+        )  # 64 -> 31 -> 14 -> 6 -> 2
+        embed = self.sensors or 4 * widths[-1]  # (B, C, 64, 64) -> (B, E); sensors enter as they are
+        # recurrent step: W_z z + W_a a -> LayerNorm -> ELU -> GRU (authors' code)
+        self.stoch_in = nn.Linear(self.latent.size, hidden)
+        self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
+        self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
+        self.gru = nn.GRUCell(hidden, c["deter"])
+        self.priors = nn.ModuleList(
+            nn.Sequential(nn.Linear(c["deter"], hidden), nn.LayerNorm(hidden, eps=1e-3), nn.ELU(),
+                          nn.Linear(hidden, self.latent.outputs)) for _ in range(c["ensemble"]))  # fmt: skip
+        self.post_deter = nn.Linear(c["deter"], hidden)
+        self.post_embed = nn.Linear(embed, hidden, bias=False)
+        self.post_out = nn.Sequential(nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.outputs))
+        if self.sensors:
+            outputs = self.sensors * (1 + self.learned)
+            self.decoder_in = nn.Sequential(
+                nn.Linear(self.feat_size, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()
+            )
+            self.decoder = nn.Linear(hidden, outputs)
+        else:
+            # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
+            first, kernels, side = {64: (4 * depth, (5, 6, 6), 5), 32: (2 * depth, (4, 6), 6)}[self.picture]
+            self.decoder_in = nn.Sequential(
+                nn.Linear(self.feat_size, embed), nn.Linear(embed, first * side * side), nn.ELU())  # fmt: skip
+            widths = [first // 2**k for k in range(len(kernels))] + [channels]
+            ups = [(nn.ConvTranspose2d(i, o, k, stride=2), nn.ELU()) for i, o, k in zip(widths, widths[1:], kernels)]
+            self.decoder = nn.Sequential(nn.Unflatten(-1, (first, side, side)),  # 5 -> 13 -> 30 -> 64
+                                         *[layer for pair in ups for layer in pair][:-1])  # fmt: skip
+        for name, weight in self.named_parameters():
+            if weight.ndim > 1:
+                (nn.init.orthogonal_ if name == "gru.weight_hh" else nn.init.xavier_uniform_)(weight)
+            elif "bias" in name:
+                nn.init.zeros_(weight)
+        self.to(memory_format=torch.channels_last)
+
+    def initial(self, batch: int) -> tuple[Tensor, Tensor]:
+        """Zero state for `batch` episodes: deter (B, D), stoch (B, S*K)."""
+        zeros = self.pixel_mean.new_zeros
+        return zeros(batch, self.deter_size), zeros(batch, self.latent.size)
+
+    def digest(self) -> str:
+        """Hash of the weights, the same on every device: tells whether a checkpoint was made with this model."""
+        weights = (weight.cpu().numpy().tobytes() for weight in self.state_dict().values())
+        return hashlib.sha256(b"".join(weights)).hexdigest()[:16]
+
+    @torch.no_grad()
+    def measure(self, image: Tensor, floor: float) -> None:
+        """Take mean and standard deviation, at least `floor` grey levels, of frames (n, 64, 64, C) for `preprocess`."""
+        self.pixel_mean.fill_(0), self.pixel_std.fill_(1)
+        pixels = self.preprocess(image)  # (n, C, 64, 64)
+        dim = 0 if self.pixel_mean.numel() > 1 else (0, 1, 2, 3)
+        self.pixel_mean.copy_(pixels.mean(dim)), self.pixel_std.copy_(pixels.std(dim).clamp_min(floor))
+
+    def preprocess(self, image: Tensor) -> Tensor:
+        """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64); sensors (..., O) as they are."""
+        if self.sensors:
+            return image
+        pixels = image.movedim(-1, -3).float()
+        if (half := self.dilation // 2) > 0:
+            # a moving maximum along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
+            for axis in (-1, -2):
+                padded = F.pad(pixels, (half, half, 0, 0) if axis == -1 else (0, 0, half, half))  # grey levels are >= 0
+                shifted = (padded.narrow(axis, k, pixels.shape[axis]) for k in range(2 * half + 1))
+                pixels = functools.reduce(torch.maximum, shifted)
+        return (pixels - self.pixel_mean) / self.pixel_std
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Preprocessed pictures (..., C, 64, 64) or sensors (..., O) -> embeddings (..., E)."""
+        if self.sensors:
+            return pixels
+        flat = pixels.flatten(0, -4).contiguous(memory_format=torch.channels_last)
+        return self.encoder(flat).unflatten(0, pixels.shape[:-3])
+
+    def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
+        """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden), the projected action -> deter (B, D)."""
+        deter, stoch = state
+        return self.gru(F.elu(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
+
+    def prior(self, deter: Tensor, member: int = 0) -> Tensor:
+        """Parameters of p(z_t | h_t), Eq. 10, by one head of the ensemble: (..., D) -> (..., S*K)."""
+        return self.latent.params(self.priors[member](deter))
+
+    def encode(self, image: Tensor, act, is_first: Tensor, state: tuple[Tensor, Tensor] | None = None):
+        """Filter a batch of sequences: image (T, B, 64, 64, C) uint8, act (T, B, A), is_first (T, B).
+
+        Returns deter (T, B, D), stoch (T, B, S*K), posterior parameters (T, B, S*K) and the state to carry on with.
+        act[t] led to image[t]; instead of recorded actions it can be a policy, act(feat (B, F), t) -> (B, A), asked in
+        the state before. Where is_first, state and action are zeroed, so a window may run over episode ends.
+        """
+        return self.filter(self.embed(self.preprocess(image)), act, is_first, state)
+
+    def filter(self, embed: Tensor, act, is_first: Tensor, state=None):
+        """The recurrent part of `encode`, from embeddings (T, B, E), Eq. 10."""
+        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
+        embed_in = self.post_embed(embed)  # (T, B, hidden): all time-steps at once, outside the loop
+        action_in = None if callable(act) else self.action_in(act * keep)  # (T, B, hidden)
+        deter, stoch = self.initial(is_first.shape[1]) if state is None else state
+        deters, stochs, posts = [], [], []
+        for t in range(len(embed)):
+            if callable(act):
+                step_in = self.action_in(act(torch.cat([deter, stoch], -1), t) * keep[t])
+            else:
+                step_in = action_in[t]
+            deter = self.recur((deter * keep[t], stoch * keep[t]), step_in)  # (B, D)
+            post = self.latent.params(self.post_out(self.post_deter(deter) + embed_in[t]))  # (B, S*K)
+            stoch = self.latent.sample(post)  # (B, S*K)
+            deters.append(deter), stochs.append(stoch), posts.append(post)
+        return torch.stack(deters), torch.stack(stochs), torch.stack(posts), (deter, stoch)
+
+    def filter_step(self, state: tuple[Tensor, Tensor], image: Tensor, prev_action: Tensor, is_first: Tensor):
+        """One step of `encode` while playing: image (B, 64, 64, C), prev_action (B, A), is_first (B) -> new state."""
+        return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
+
+    @torch.no_grad()
+    def encode_episodes(self, data: Episodes, chunk: int = 100) -> Tensor:
+        """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, side by side."""
+        feat = torch.empty(int(data.starts[-1]), self.feat_size, device=self.pixel_mean.device)
+        starts, lengths = data.starts[:-1], data.starts.diff()
+        chunk = min(chunk, max(1, 20_000 // len(starts)))  # frames at once: a bound on the encoder's memory
+        state = self.initial(len(starts))
+        for t in range(0, int(lengths.max()), chunk):
+            time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
+            alive = time_index < lengths  # (chunk, episodes)
+            rows = starts + torch.minimum(time_index, lengths - 1)
+            deter, stoch, _, state = self.encode(*data.rows(rows), state)
+            feat[rows[alive].to(feat.device)] = torch.cat([deter, stoch], -1)[alive.to(feat.device)]
+        return feat
+
+    def imagine_step(self, state: tuple[Tensor, Tensor], action: Tensor) -> tuple[Tensor, Tensor]:
+        """s_{t+1} after action (B, A) in s_t, its stochastic half drawn from the prior (Eq. 10)."""
+        deter = self.recur(state, self.action_in(action))
+        return deter, self.latent.sample(self.prior(deter))
+
+    @torch.no_grad()
+    def imagine(self, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
+        """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
+        state, feats, actions = (feat[:, : self.deter_size], feat[:, self.deter_size :]), [feat], []
+        for t in range(horizon):
+            actions.append(act(feats[-1], t))
+            state = self.imagine_step(state, actions[-1])
+            feats.append(torch.cat(state, -1))
+        return torch.stack(feats), torch.stack(actions)
+
+    def predict(self, feat: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is observed in feat (..., F): its mean, as `preprocess` gives observations, and deviation if learned."""
+        outputs = self.decoder(self.decoder_in(feat.flatten(0, -2))).float().unflatten(0, feat.shape[:-1])
+        if not self.learned:
+            return outputs, None
+        mean, raw = outputs.chunk(2, -1)
+        return mean, F.softplus(raw) + 1e-6
+
+    def decode(self, feat: Tensor) -> Tensor:
+        """Normalised pictures (..., C, 64, 64), or sensors (..., O), from feat (..., F)."""
+        return self.predict(feat)[0]
+
+    def to_pixels(self, pictures: Tensor) -> Tensor:
+        """Normalised pictures (..., C, 64, 64) to grey levels (..., 64, 64, C), clipped to 0..255."""
+        return (pictures * self.pixel_std + self.pixel_mean).clamp(0, 255).movedim(-3, -1)
+
+    def evidence(self, pixels: Tensor, deter: Tensor, stoch: Tensor, post: Tensor, alpha=None, free_nats=0.0):
+        """Negative log-likelihood of the preprocessed observation and KL, (T, B) each: Eq. 11 for every frame, as the
+        model weighs them, without image_weight and beta; and the log-evidence (T, B), not weighted, without gradient.
+
+        A fixed deviation is 1 and its constants are left out; a learned one reweights both terms (`beta_nll`).
+        """
+        priors = [self.prior(deter, k) for k in range(len(self.priors))]  # (T, B, S*K): the loop does not need them
+        kl = sum(kl_balanced(self.latent, post, prior, alpha, free_nats) for prior in priors) / len(priors)
+        mean, std = self.predict(torch.cat([deter, stoch], -1))
+        if std is None:
+            nll = 0.5 * (mean - pixels).square().sum(tuple(range(2, mean.ndim)))
+            return nll, kl, (-nll - kl).detach()
+        log_prob = gaussian_log_prob(pixels, mean, std)
+        return *beta_nll(log_prob, std, kl), (log_prob.sum(-1) - kl).detach()
+
+    def loss(self, image, prev_action, is_first, state=None) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, Tensor]]:
+        """Eq. 11 on a batch (shapes of `encode`), averaged over frames: loss (), metrics, state to carry on with."""
+        pixels = self.preprocess(image)  # (T, B, C, 64, 64)
+        deter, stoch, post, state = self.filter(self.embed(pixels), prev_action, is_first, state)
+        nll, kl, _ = self.evidence(pixels, deter, stoch, post, self.kl_balance, self.free_nats)
+        nll, kl = nll.mean(), kl.mean()
+        loss = self.image_weight * nll + self.beta * kl
+        metrics = {"losses/world_model": loss.detach(), "losses/image_nll": nll.detach(), "losses/kl": kl.detach()}
+        return loss, metrics, tuple(part.detach() for part in state)
+
+    forward = loss  # DistributedDataParallel calls forward
 
 
-def pixel_statistics(data: Episodes, args: Args, channels: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of (dilated) frames, global (1, 1, 1) or per pixel (C, 64, 64), in grey levels."""
-    smallest = {"depth": 1, "deter": 1, "hidden": 1, "stoch": 1, "classes": 1}
-    probe = WorldModel(model_config(args, channels, 1) | smallest)
-    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(data.image.device)
-    pixels = probe.to(data.image.device).preprocess(data.image[pick])  # (n, C, 64, 64), mean 0 and std 1 so far
-    dim = 0 if args.pixel_stats == "pixel" else (0, 1, 2, 3)
-    shape = (channels, 64, 64) if args.pixel_stats == "pixel" else (1, 1, 1)
-    return pixels.mean(dim).view(shape), pixels.std(dim).clamp_min(args.pixel_std_floor).view(shape)
+# --- training: what every training needs, once ---
 
 
-def model_config(args: Args, channels: int, action_size: int) -> dict:
-    """What a checkpoint must remember to rebuild its model."""
-    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta",
-             "kl_balance")  # fmt: skip
-    return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
+def parse_args(cls, sizes: dict, argv: list[str] | None = None):
+    """Command line to Args: --size picks the defaults (a column of `sizes`), every other flag overrides them."""
+    argv = sys.argv[1:] if argv is None else argv
+    size = dict(zip(argv, argv[1:])).get("--size", next((a[7:] for a in argv if a.startswith("--size=")), "auto"))
+    if size == "auto":
+        size = "paper" if torch.cuda.is_available() and "--no-cuda" not in argv else "small"
+        print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'CPU; --size paper needs a GPU, or months'})")
+    if size not in sizes:
+        sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
+    args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
+    for name, value in vars(args).items():
+        least = 0 if name in ("seed", "updates", "layers") or not getattr(cls, name, 1) else 1
+        if type(value) is int and value < least:
+            sys.exit(f"--{name.replace('_', '-')} {value}: it must be {least} or more.")
+    return dataclasses.replace(args, size=size)
 
 
-# --- same in: bc_pixels, world_model ---
-def save(path: Path, content: dict) -> None:
-    """Write a checkpoint under a temporary name, then rename: a crash leaves the old one whole."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+def start(args) -> torch.device:
+    """The device, after setting CPU threads and the seed of the global random numbers."""
+    cuda = args.cuda and torch.cuda.is_available()
+    if getattr(args, "cudagraphs", False) and not cuda:
+        sys.exit("--cudagraphs needs a GPU: leave it out.")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
+    torch.manual_seed(args.seed)
+    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    return device
 
 
-def load(path: Path, device: torch.device) -> dict:
-    """Read what `save` wrote; end with one sentence if the file is something else."""
+def make(command: list[str], allowed: bool = True) -> None:
+    """Run a missing stage as the command a user would type."""
+    if not allowed:
+        sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
+    print("$ python " + " ".join(command), flush=True)
+    if subprocess.run([sys.executable, *command]).returncode:
+        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
+
+
+def load(path: Path, device: str | torch.device = "cpu") -> dict:
+    """Read a checkpoint; end with one sentence if the file is something else."""
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        return dict(content)
+        return dict(torch.load(path, map_location=device, weights_only=True))
     except Exception as error:  # the reader fails in many ways
         sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another.")
 
 
-# --- end ---
+def set_rate(optimizer: torch.optim.Optimizer, args, step: int = 0) -> None:
+    """Adam's step size of update `step`: with --anneal it falls linearly to a tenth; a tensor for CUDA graphs."""
+    rate, graphs = args.learning_rate, getattr(args, "cudagraphs", False)
+    rate *= 1 - 0.9 * step / args.updates if args.anneal else 1
+    for group in optimizer.param_groups:
+        if graphs and torch.is_tensor(group["lr"]):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = torch.tensor(rate, device=group["params"][0].device) if graphs else rate
+        group["capturable"] = graphs
 
 
-def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_id: str = "") -> WorldModel:
-    """The frozen model in a checkpoint of this script (full, or the small one that is shipped), of env_id if given."""
-    if not Path(path).exists():
-        sys.exit(f"No world model at {path}: train one with world_model.py, or name another with --world-model.")
-    try:
-        content = torch.load(path, map_location=device, weights_only=True)
-        cls = GaussianWorldModel if "variant" in content["config"] else WorldModel
-        model = cls(content["config"])
-        model.load_state_dict({name: value.float() for name, value in content["model"].items()})
-    except Exception as error:
-        sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
-    if env_id and content.get("env_id", env_id) != env_id:
-        sys.exit(f"{path} is of {content['env_id']}, not of {env_id}: name another with --world-model.")
-    return model.to(device).requires_grad_(False).eval()
+class Run:
+    """A training's folder: checkpoint with random states, TensorBoard log, progress with time left, games, result.
 
-
-@torch.no_grad()
-def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2) -> tuple[dict, np.ndarray]:
-    """Errors on held-out episodes, filtered from start to end, and a strip of pictures.
-
-    Errors are squared, in units of the normalised picture, as a share of the error of predicting the mean picture (1):
-    posterior near the start (t < 100) and at the end (last 100 frames), open loop 1 and `horizon` steps ahead with the
-    true actions, and, to compare with, the last frame seen instead of a prediction `horizon` steps ahead.
+    `parts`, whatever has a state_dict and torch.Generators, are what a checkpoint holds; `facts` are what it must have
+    been made with; `marks` are returns to compare with, expert and random at least. The same command goes on where the
+    last checkpoint was; what an interrupted run wrote after it is taken out.
     """
-    sums: dict[str, list[float]] = {name: [] for name in ("start", "end", "open_1", "open_h", "copy_h", "kl")}
-    for i in range(min(episodes, len(data.starts) - 1)):
-        rows = torch.arange(int(data.starts[i]), int(data.starts[i + 1]))
-        state, feats, pixels, kls = None, [], [], []
-        for chunk in rows.split(200):
-            image, prev_action, is_first = data.rows(chunk[:, None])  # (t, 1, ...)
-            deter, stoch, post, state = model.encode(image, prev_action, is_first, state)
-            feats.append(torch.cat([deter, stoch], -1)[:, 0]), pixels.append(model.preprocess(image)[:, 0])
-            kls.append(model.latent.kl(post, model.prior(deter), 0.5).mean().item())
-        feat, pixels = torch.cat(feats), torch.cat(pixels)  # (t, F), (t, C, 64, 64)
-        size = len(rows)
-        edge = min(100, size // 2)
-        ends = torch.cat([torch.arange(edge), torch.arange(size - edge, size)])
-        power = pixels.square().sum((1, 2, 3)).mean()
-        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / power
-        sums["start"].append(share[:edge].mean().item()), sums["end"].append(share[edge:].mean().item())
-        sums["kl"].append(float(np.mean(kls)))
-        start = torch.linspace(5, max(size - horizon - 1, 5), 64).long().clamp(max=size - 2)  # (64,) open-loop starts
-        deter_size = model.config["deter"]
-        state = feat[start, :deter_size], feat[start, deter_size:]
-        strip = [feat[start[::8]]]
-        for step in range(1, horizon + 1):
-            target = (start + step).clamp(max=size - 1)
-            state = model.imagine_step(state, data.prev_action[rows[0] + target])
-            error = (model.decode(torch.cat(state, -1)) - pixels[target]).square().sum((1, 2, 3)).mean()
-            if step == 1:
-                sums["open_1"].append((error / pixels[target].square().sum((1, 2, 3)).mean()).item())
-            strip.append(torch.cat(state, -1)[::8])
-        scale = pixels[target].square().sum((1, 2, 3)).mean()
-        sums["open_h"].append((error / scale).item())
-        sums["copy_h"].append(((pixels[start] - pixels[target]).square().sum((1, 2, 3)).mean() / scale).item())
-    names = {"start": "posterior_error_start", "end": "posterior_error_end", "open_1": "open_loop_error_1",
-             "open_h": f"open_loop_error_{horizon}", "copy_h": f"copy_error_{horizon}",
-             "kl": "kl_validation"}  # fmt: skip
-    metrics = {f"world_model/{names[name]}": float(np.mean(values)) for name, values in sums.items()}
-    # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start in the middle
-    steps = torch.arange(0, horizon + 1, 3)
-    target = (start[32] + steps).clamp(max=size - 1)
-    truth, posterior = model.to_pixels(pixels[target]), model.to_pixels(model.decode(feat[target]))
-    dream = model.to_pixels(model.decode(torch.stack(strip)[steps, 4]))
-    panel = torch.stack([truth, posterior, dream, (dream - truth).abs()])  # (4, steps, 64, 64, C)
-    panel = panel.permute(0, 2, 1, 3, 4).reshape(4 * 64, len(steps) * 64, -1)
-    return metrics, panel.byte().cpu().numpy()
+
+    free = {"updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs", "log_every",
+            "quick_episodes", "compile", "bf16"}  # fmt: skip
+
+    def __init__(self, folder, args, parts: dict, facts: dict | None = None, marks: dict | None = None, free=()):
+        self.folder, self.args, self.parts, self.facts = Path(folder), args, parts, facts or {}
+        self.script, self.marks, self.free = (
+            Path(sys.modules[type(args).__module__].__file__).stem,
+            marks,
+            self.free | {*free},
+        )
+        self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
+        distributed = dist.is_available() and dist.is_initialized()
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
+        self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
+        if self.file.exists():
+            self.restore()
+        for part in parts.values():
+            if isinstance(part, torch.optim.Optimizer):
+                set_rate(part, args, self.step)
+        self.first, self.resumed = self.step, time.time()
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if (file := self.folder / "episodes.csv").exists():
+                head, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
+                file.write_bytes(head + b"".join(row for row in rows if int(row.split(b",")[0]) <= self.step))
+            self.writer = SummaryWriter(self.folder, purge_step=self.step + 1)
+            self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
+
+    def restore(self) -> None:
+        """Go on from the checkpoint; end with one sentence if other settings made it."""
+        saved = load(self.file, "cuda" if self.cuda else "cpu")
+        kept = {k: v for k, v in saved.get("args", {}).items() if k not in self.free and "eval" not in k}
+        wrong = [k for k, v in kept.items() if getattr(self.args, k, v) != v]
+        other = [
+            f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}" + f" {kept[k]}" * (type(kept[k]) is not bool)
+            for k in wrong
+        ]
+        other += [f"{saved.get('script')}.py"] if saved.get("script") != self.script else []
+        other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if saved.get(k) != v]
+        other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
+        if other:
+            sys.exit(
+                f"{self.file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings."
+            )
+        own = saved["ranks"][self.rank]
+        for name, part in self.parts.items():
+            state = (own if name in own else saved)[name]
+            part.set_state(state.cpu()) if isinstance(part, torch.Generator) else part.load_state_dict(state)
+        self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
+        if ("cuda_rng" in own) == self.cuda:  # from another device, random numbers start anew
+            torch.set_rng_state(own["torch_rng"].cpu())
+            if self.cuda:
+                torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+        print(f"resuming {self.file} at update {self.step}")
+
+    def save(self) -> None:
+        """Write the checkpoint under a temporary name, then rename it: a crash leaves the old one whole."""
+        state = {
+            k: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
+            for k, part in self.parts.items()
+        }
+        same = {
+            k: state.pop(k) for k, part in self.parts.items() if isinstance(part, (nn.Module, torch.optim.Optimizer))
+        }
+        own = (
+            state
+            | {"torch_rng": torch.get_rng_state()}
+            | ({"cuda_rng": torch.cuda.get_rng_state()} if self.cuda else {})
+        )
+        ranks = [own] * self.world
+        if self.world > 1:
+            dist.all_gather_object(ranks, own)
+        if self.rank == 0:
+            self.writer.flush()
+            content = same | self.facts | {"ranks": ranks, "step": self.step, "seconds": time.time() - self.began}
+            content |= {"best": self.best, "script": self.script, "args": vars(self.args)}
+            content |= {"versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
+            torch.save(content, self.file.with_suffix(".tmp"))
+            os.replace(self.file.with_suffix(".tmp"), self.file)
+
+    def steps(self, updates: int) -> Iterator[int]:
+        """Count the updates that are left, with a progress bar; a log file gets a line now and then instead."""
+        screen = sys.stdout.isatty()
+        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip()), flush=lambda: None)
+        self.bar = tqdm(total=updates, initial=self.step, unit=" updates", file=sys.stdout if screen else lines,
+                        mininterval=0.5 if screen else 30, disable=self.rank > 0,
+                        bar_format="{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left")  # fmt: skip
+        while self.step < updates:
+            self.step += 1
+            yield self.step
+            self.bar.update()
+        self.bar.close()
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many updates, and after the last one, is done now."""
+        return self.step % every == 0 or self.step == self.args.updates
+
+    def log(self, metrics: dict, *shown: str) -> None:
+        """Write metrics (numbers or tensors ()) to TensorBoard, and those named in `shown` beside the progress bar."""
+        if self.rank > 0:
+            return
+        seconds = time.time() - self.began
+        self.report |= {name: float(value) for name, value in metrics.items()} | {"charts/seconds": seconds}
+        for name in (*metrics, "charts/seconds"):
+            self.writer.add_scalar(name, self.report[name], self.step)
+        texts = (f"{name.split('/')[1]} {self.report[name]:.4g}" for name in shown if name in self.report)
+        self.bar.set_description_str("  ".join(texts), refresh=False)
+
+    def play(self, games: Games, act, episodes: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Play games after this update, a row per game in the file `name`: returns (n,), frames of one (t, 64, 64, C).
+
+        The torch random state is restored, so playing more often does not change the training.
+        """
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.cuda else []):
+            torch.manual_seed(seed)
+            played = sorted(play(games, act, range(seed, seed + episodes), (seed,)), key=lambda game: game["seed"])
+        with open(self.folder / name, "a", newline="") as out:
+            out.write("" if out.tell() else "update,seed,return,length\n")
+            csv.writer(out).writerows([self.step, game["seed"], game["return"], game["length"]] for game in played)
+        return np.array([game["return"] for game in played]), played[0]["observations"][:2000]
+
+    def score(self, returns: np.ndarray) -> dict[str, float]:
+        """What is logged of returns: mean, standard deviation and score, 0 random, 1 expert."""
+        mean, expert, random = float(returns.mean()), self.marks["expert"], self.marks["random"]
+        score = (mean - random) / ((expert - random) or 1.0)
+        return {"eval/return_mean": mean, "eval/return_std": float(returns.std()), "eval/return_vs_expert": score}
+
+    def finish(self, returns: np.ndarray, sources: dict, clip: np.ndarray | None = None) -> dict:
+        """Log, store and print the final evaluation: returns (K, games) after each of K updates; the report."""
+        only, mean = self.args.eval_only, float(returns.mean())
+        if not only:
+            self.log(self.score(returns))
+        self.writer.close()
+        self.report |= self.score(returns) | {f"{who}_return": value for who, value in self.marks.items()}
+        self.report |= {"step": self.step, "best_validation": self.best if np.isfinite(self.best) else None}
+        self.report |= {"percent_of_expert": 100 * mean / (self.marks["expert"] or 1.0)}
+        everything = self.report | sources | {"args": vars(self.args), "returns": returns.flatten().tolist()}
+        strict = {
+            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()
+        }  # no NaN
+        (self.folder / ("eval_only.json" if only else "result.json")).write_text(json.dumps(strict, indent=1))
+        if clip is not None:  # three times the size
+            pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
+            pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
+        error = returns.mean(0).std() / max(returns.shape[1] - 1, 1) ** 0.5  # over games, each K times the same
+        print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates\n"
+              f"  {self.script:10s}{mean:8.1f} +- {error:.1f} (standard error)")  # fmt: skip
+        for who, value in self.marks.items():
+            print(f"  {who:10s}{value:8.1f}" + "  (the expert's actions in random order)" * (who == "shuffled"))
+        print(f"  score     {self.report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")
+        random = self.marks["random"]
+        if self.best > random and mean - random < 0.5 * (self.best - random):
+            print(f"  collapsed: {self.best:.1f} was reached in a validation before, twice as far above random or more")
+        return self.report
 
 
 def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = None):
@@ -976,49 +1056,90 @@ def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = 
     return replay
 
 
-# --- same in: bc_pixels, world_model ---
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
+def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_id: str = "") -> WorldModel:
+    """The frozen model in a checkpoint of this script (full, or the small one that is shipped), of env_id if given."""
+    if not Path(path).exists():
+        sys.exit(f"No world model at {path}: train one with world_model.py, or name another with --world-model.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        model = WorldModel(content["config"])
+        model.load_state_dict({name: value.float() for name, value in content["model"].items()})
+    except Exception as error:
+        sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
+    if env_id and content.get("env_id", env_id) != env_id:
+        sys.exit(f"{path} is of {content['env_id']}, not of {env_id}: name another with --world-model.")
+    return model.to(device).requires_grad_(False).eval()
 
 
-def parse_args(cls, sizes: dict, argv: list[str] | None = None):
-    """Command line to Args: --size picks the defaults (a column of `sizes`), every other flag overrides them."""
-    argv = sys.argv[1:] if argv is None else argv
-    size = dict(zip(argv, argv[1:])).get("--size", next((a[7:] for a in argv if a.startswith("--size=")), "auto"))
-    if size == "auto":
-        size = "paper" if torch.cuda.is_available() and "--no-cuda" not in argv else "small"
-        print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'CPU; --size paper needs a GPU, or months'})")
-    if size not in sizes:
-        sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
-    args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
-    for name, value in vars(args).items():
-        least = 0 if name in ("seed", "updates", "layers") or not getattr(cls, name, 1) else 1
-        if type(value) is int and value < least:
-            sys.exit(f"--{name.replace('_', '-')} {value}: it must be {least} or more.")
-    return dataclasses.replace(args, size=size)
+def model_config(args: Args, channels: int, action_size: int) -> dict:
+    """What a checkpoint must remember to rebuild its model."""
+    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta",
+             "kl_balance")  # fmt: skip
+    return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
-# --- end ---
+@torch.no_grad()
+def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2) -> tuple[dict, np.ndarray]:
+    """Errors on held-out episodes, filtered from start to end, and a strip of pictures.
+
+    Errors are squared, in units of the normalised picture, as a share of the error of predicting the mean picture (1):
+    posterior near the start (t < 100) and at the end (last 100 frames), open loop 1 and `horizon` steps ahead with the
+    true actions, and, to compare with, the last frame seen instead of a prediction `horizon` steps ahead.
+    """
+    sums: dict[str, list[float]] = {name: [] for name in ("start", "end", "open_1", "open_h", "copy_h", "kl")}
+    for i in range(min(episodes, len(data.starts) - 1)):
+        rows = torch.arange(int(data.starts[i]), int(data.starts[i + 1]))
+        state, feats, pixels, kls = None, [], [], []
+        for chunk in rows.split(200):
+            image, prev_action, is_first = data.rows(chunk[:, None])  # (t, 1, ...)
+            deter, stoch, post, state = model.encode(image, prev_action, is_first, state)
+            feats.append(torch.cat([deter, stoch], -1)[:, 0]), pixels.append(model.preprocess(image)[:, 0])
+            kls.append(model.latent.kl(post, model.prior(deter)).mean().item())
+        feat, pixels = torch.cat(feats), torch.cat(pixels)  # (t, F), (t, C, 64, 64)
+        size = len(rows)
+        edge = min(100, size // 2)
+        ends = torch.cat([torch.arange(edge), torch.arange(size - edge, size)])
+        power = pixels.square().sum((1, 2, 3)).mean()
+        share = (model.decode(feat[ends]) - pixels[ends]).square().sum((1, 2, 3)) / power
+        sums["start"].append(share[:edge].mean().item()), sums["end"].append(share[edge:].mean().item())
+        sums["kl"].append(float(np.mean(kls)))
+        start = torch.linspace(5, max(size - horizon - 1, 5), 64).long().clamp(max=size - 2)  # (64,) open-loop starts
+        deter_size = model.deter_size
+        state = feat[start, :deter_size], feat[start, deter_size:]
+        strip = [feat[start[::8]]]
+        for step in range(1, horizon + 1):
+            target = (start + step).clamp(max=size - 1)
+            state = model.imagine_step(state, data.prev_action[rows[0] + target])
+            error = (model.decode(torch.cat(state, -1)) - pixels[target]).square().sum((1, 2, 3)).mean()
+            if step == 1:
+                sums["open_1"].append((error / pixels[target].square().sum((1, 2, 3)).mean()).item())
+            strip.append(torch.cat(state, -1)[::8])
+        scale = pixels[target].square().sum((1, 2, 3)).mean()
+        sums["open_h"].append((error / scale).item())
+        sums["copy_h"].append(((pixels[start] - pixels[target]).square().sum((1, 2, 3)).mean() / scale).item())
+    names = {"start": "posterior_error_start", "end": "posterior_error_end", "open_1": "open_loop_error_1",
+             "open_h": f"open_loop_error_{horizon}", "copy_h": f"copy_error_{horizon}",
+             "kl": "kl_validation"}  # fmt: skip
+    metrics = {f"world_model/{names[name]}": float(np.mean(values)) for name, values in sums.items()}
+    # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start in the middle
+    steps = torch.arange(0, horizon + 1, 3)
+    target = (start[32] + steps).clamp(max=size - 1)
+    truth, posterior = model.to_pixels(pixels[target]), model.to_pixels(model.decode(feat[target]))
+    dream = model.to_pixels(model.decode(torch.stack(strip)[steps, 4]))
+    panel = torch.stack([truth, posterior, dream, (dream - truth).abs()])  # (4, steps, 64, 64, C)
+    panel = panel.permute(0, 2, 1, 3, 4).reshape(4 * 64, len(steps) * 64, -1)
+    return metrics, panel.byte().cpu().numpy()
 
 
 def main(args: Args) -> dict:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    cuda = args.cuda and torch.cuda.is_available()
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
-    if cuda:
-        torch.cuda.set_device(device)
+    device, world = start(args), int(os.environ.get("WORLD_SIZE", 1))
     if args.dilation > 1 and args.dilation % 2 == 0:
         sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
-    if args.batch_size % world or args.cudagraphs and (world > 1 or not cuda):
+    if args.batch_size % world or args.cudagraphs and world > 1:
         sys.exit("--cudagraphs needs one GPU, and --batch-size must be a multiple of the number of processes.")
     if world > 1:
-        dist.init_process_group("nccl" if cuda else "gloo")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
-    torch.manual_seed(args.seed)
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
     folders = [f"data/{args.env_id}/{name}" for name in ("world", "expert")]
     folders = args.data_dir.split(",") if args.data_dir else [f for f in folders if Path(f).exists()]
     if not folders:
@@ -1026,36 +1147,23 @@ def main(args: Args) -> dict:
 
     # (1) data, and a stream of batches per process
     data, held_out = Episodes(folders, "train", device=device), Episodes(folders, "val", device=device)
-    streams = Streams(data, args.batch_size // world, args.batch_length, args.carry_state, args.seed + rank)
-    channels, action_size = data.image.shape[-1], data.prev_action.shape[-1]
-    model = WorldModel(model_config(args, channels, action_size))
-    mean, std = pixel_statistics(data, args, channels)
-    model.pixel_mean.copy_(mean), model.pixel_std.copy_(std)
-    model.to(device)
+    streams = Streams(data, batch, args.batch_length, args.carry_state, args.seed + rank)
+    model = WorldModel(model_config(args, data.image.shape[-1], data.prev_action.shape[-1])).to(device)
+    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)
+    model.measure(data.image[pick], args.pixel_std_floor)
+    streams.state = model.initial(batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
-    carried = model.initial(args.batch_size // world)
     torch.manual_seed(args.seed + rank)  # same weights in every process, different noise
-    step, seconds, checkpoint = 0, 0.0, run_dir / "checkpoint.pt"
-    if checkpoint.exists():
-        saved = load(checkpoint, device)
-        if saved.get("config") != model.config or len(saved.get("ranks", ())) != world:
-            sys.exit(f"{checkpoint} was made with other settings: give --run-dir, or repeat its settings.")
-        model.load_state_dict(saved["model"]), optimizer.load_state_dict(saved["optimizer"])
-        step, seconds, own = saved["step"], saved["seconds"], saved["ranks"][rank]
-        streams.load_state_dict(own)
-        carried = own["deter"].to(device), own["stoch"].to(device)
-        if ("cuda_rng" in own) == cuda:  # from another device, random numbers start anew
-            torch.set_rng_state(own["torch_rng"].cpu())
-            if cuda:
-                torch.cuda.set_rng_state(own["cuda_rng"].cpu())
-        print(f"resuming {checkpoint} at update {step}")
+    run = Run(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}", args,
+              {"model": model, "optimizer": optimizer, "streams": streams},
+              {"config": model.config, "env_id": args.env_id})  # fmt: skip
     if args.compile:
         model.recur = torch.compile(model.recur)
     parallel = DistributedDataParallel(model) if world > 1 else model
     parameters = list(model.parameters())
 
     def update(image, prev_action, is_first, deter, stoch):
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16 and cuda):
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16 and device.type == "cuda"):
             loss, metrics, state = parallel(image, prev_action, is_first, (deter, stoch))  # (2) to (5)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         loss.backward()
@@ -1063,93 +1171,36 @@ def main(args: Args) -> dict:
         optimizer.step()  # (6)
         return metrics, state
 
-    for group in optimizer.param_groups:  # set anew: the checkpoint may come from a run with or without CUDA graphs
-        group["capturable"] = args.cudagraphs
-        group["lr"] = torch.tensor(args.learning_rate, device=device) if args.cudagraphs else args.learning_rate
     if args.cudagraphs:
         position = streams.state_dict()
-        update = graphed(update, *streams.next(), *carried, optimizer=optimizer)
+        update = graphed(update, *streams.next(), *streams.state, optimizer=optimizer)
         streams.load_state_dict(position)
-
     if rank == 0:
-        log = Log(run_dir, step, args)
         count = sum(p.numel() for p in parameters)
         print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
-    frames, began = args.batch_size * args.batch_length, time.time()
-    done_before, metrics, report = step, {}, {}
-    while step < args.updates:
-        if args.anneal:
-            rate = args.learning_rate * (1 - 0.9 * step / args.updates)
-            for group in optimizer.param_groups:
-                group["lr"] = group["lr"].fill_(rate) if args.cudagraphs else rate
-        batch = streams.next()
-        metrics, carried = update(*batch, *(carried if args.carry_state else model.initial(len(batch[0][0]))))
-        step += 1
-        elapsed = seconds + time.time() - began
-        errors = {}
-        if step % args.eval_every == 0 or step == args.updates:
-            own = streams.state_dict() | {"deter": carried[0], "stoch": carried[1], "torch_rng": torch.get_rng_state()}
-            own |= {"cuda_rng": torch.cuda.get_rng_state()} if cuda else {}
-            ranks = [own] * world
-            if world > 1:
-                dist.all_gather_object(ranks, own)
-            if rank == 0:
-                rng = torch.get_rng_state()  # validating must not change the training noise
-                errors, panel = validate(model, held_out)
-                torch.set_rng_state(rng)
-                if cuda:
-                    torch.cuda.set_rng_state(own["cuda_rng"])
-                print("\n  " + "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
-                log.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
-                picture = Image.fromarray(panel.squeeze())
-                picture.resize((2 * picture.width, 2 * picture.height), 0).save(run_dir / "dream.png")
-                versions = {"torch": str(torch.__version__), "numpy": str(np.__version__)}
-                save(checkpoint, {"config": model.config, "args": vars(args), "step": step, "seconds": elapsed,
-                                  "model": model.state_dict(), "optimizer": optimizer.state_dict(), "ranks": ranks,
-                                  "env_id": args.env_id, "versions": versions})  # fmt: skip
-        if rank == 0 and (step % args.log_every == 0 or errors):
-            speed = (step - done_before) / (time.time() - began)
-            row = {name: value.item() for name, value in metrics.items()}
-            row |= {"charts/frames_per_second": speed * frames} | errors
-            log(step, elapsed, row)
-            report |= row
-            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})"
-                  f"  loss {report['losses/world_model']:.2f}  image {report['losses/image_nll']:.2f}"
-                  f"  kl {report['losses/kl']:.2f}  {speed * frames:.0f} frames/s"
-                  f"  {clock((args.updates - step) / speed)} left", end="", flush=True)  # fmt: skip
+    for step in run.steps(args.updates):
+        set_rate(optimizer, args, step - 1)
+        metrics, streams.state = update(*streams.next(), *(streams.state if args.carry_state else model.initial(batch)))
+        if run.due(args.eval_every) and rank == 0:
+            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                errors, panel = validate(model, held_out)  # must not change the training noise
+            metrics |= errors
+            run.bar.write("  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
+            run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
+            picture = Image.fromarray(panel.squeeze())
+            picture.resize((2 * picture.width, 2 * picture.height), 0).save(run.folder / "dream.png")
+        if run.due(args.eval_every) or run.due(args.log_every):
+            frames = (step - run.first) * args.batch_size * args.batch_length
+            metrics["charts/frames_per_second"] = frames / (time.time() - run.resumed)
+            run.log(metrics, "losses/world_model", "losses/image_nll", "losses/kl", "charts/frames_per_second")
+        if run.due(args.eval_every):
+            run.save()
     if rank == 0:
-        log.writer.close()
-        took = clock(seconds + time.time() - began)
-        print(f"world model of {args.env_id}: {checkpoint} after {step} updates, {took}")
+        run.writer.close()
+        print(f"world model of {args.env_id}: {run.file} after {run.step} updates")
     if world > 1:
         dist.destroy_process_group()
-    return {"step": step, "checkpoint": str(checkpoint)} | report
-
-
-# --- same in: bc_pixels, world_model ---
-class Log:
-    """A run's metrics.csv (long format: step, seconds, name, value) and the same in TensorBoard."""
-
-    def __init__(self, run_dir: Path, step: int, args):
-        """Go on from update `step`: what an interrupted run wrote after its last checkpoint is taken out."""
-        run_dir.mkdir(parents=True, exist_ok=True)
-        self.file = run_dir / "metrics.csv"
-        for file in (self.file, run_dir / "episodes.csv"):
-            if file.exists():
-                head, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
-                file.write_bytes(head + b"".join(row for row in rows if int(row.split(b",")[0]) <= step))
-        self.writer = SummaryWriter(run_dir, purge_step=step + 1)
-        self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
-
-    def __call__(self, step: int, seconds: float, metrics: dict[str, float]) -> None:
-        with open(self.file, "a") as out:
-            out.write("" if out.tell() else "step,seconds,name,value\n")
-            for name, value in metrics.items():
-                out.write(f"{step},{seconds:.1f},{name},{value:.6g}\n")
-                self.writer.add_scalar(name, value, step)
-
-
-# --- end ---
+    return {"step": run.step, "checkpoint": str(run.file)} | run.report
 
 
 if __name__ == "__main__":
