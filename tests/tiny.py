@@ -1,6 +1,5 @@
 """For the tests: a tiny environment seen as pixels, its expert and exact model, episodes by hand, small helpers."""
 
-import csv
 import json
 from pathlib import Path
 
@@ -9,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+
+import world_model
 
 CELLS, STEPS = 8, 16  # columns of 8 pixels, steps per episode
 
@@ -90,7 +92,8 @@ class ExactModel(nn.Module):
     """A perfect world model of Blocks: deter is place and goal, one-hot (B, 16); stoch is one zero."""
 
     config = {"deter": 2 * CELLS, "channels": 1, "action_size": 3}
-    feat_size = 2 * CELLS + 1
+    deter_size, feat_size = 2 * CELLS, 2 * CELLS + 1
+    imagine, encode_episodes = world_model.WorldModel.imagine, world_model.WorldModel.encode_episodes
 
     def __init__(self):
         super().__init__()
@@ -151,22 +154,22 @@ def exact_args(module, **changes):
     return debug_args(module, **fixed | changes)
 
 
-def read_log(run_dir: Path) -> dict[tuple[int, str], str]:
-    """Values of metrics.csv by step and name."""
-    with open(run_dir / "metrics.csv") as file:
-        return {(int(row["step"]), row["name"]): row["value"] for row in csv.DictReader(file)}
+def read_log(run_dir: Path) -> dict[tuple[int, str], float]:
+    """Scalars of a run's event files by step and name."""
+    events = EventAccumulator(str(run_dir), size_guidance={"scalars": 0}).Reload()
+    return {(e.step, name): e.value for name in events.Tags()["scalars"] for e in events.Scalars(name)}
 
 
-def interrupt(monkeypatch, module, step: int) -> None:
-    """Let `module` break off when it logs this step, as if it had been killed."""
+def interrupt(monkeypatch, step: int) -> None:
+    """Let a run break off when it logs this step, as if it had been killed."""
+    log = world_model.Run.log
 
-    class LogOrBreak(module.Log):
-        def __call__(self, at, *rest):
-            if at == step:
-                raise KeyboardInterrupt
-            super().__call__(at, *rest)
+    def log_or_break(self, *rest):
+        if self.step == step:
+            raise KeyboardInterrupt
+        log(self, *rest)
 
-    monkeypatch.setattr(module, "Log", LogOrBreak)
+    monkeypatch.setattr(world_model.Run, "log", log_or_break)
 
 
 def same_tensors(left, right) -> bool:
