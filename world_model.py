@@ -885,7 +885,7 @@ class Run:
         for part in parts.values():
             if isinstance(part, torch.optim.Optimizer):
                 set_rate(part, args, self.step)
-        self.first, self.resumed = self.step, time.time()
+        self.first, self.resumed, self.bar = self.step, time.time(), tqdm(disable=True)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             if (file := self.folder / "episodes.csv").exists():
@@ -967,15 +967,17 @@ class Run:
         """Write metrics (numbers or tensors ()) to TensorBoard, and those named in `shown` beside the progress bar."""
         if self.rank > 0:
             return
-        seconds = time.time() - self.began
-        self.report |= {name: float(value) for name, value in metrics.items()} | {"charts/seconds": seconds}
-        for name in (*metrics, "charts/seconds"):
+        now = time.time()
+        metrics = metrics | {"charts/seconds": now - self.began}
+        metrics |= {"charts/SPS": (self.step - self.first) / (now - self.resumed)}
+        self.report |= {name: float(value) for name, value in metrics.items()}
+        for name in metrics:
             self.writer.add_scalar(name, self.report[name], self.step)
         texts = (f"{name.split('/')[1]} {self.report[name]:.4g}" for name in shown if name in self.report)
         self.bar.set_description_str("  ".join(texts), refresh=False)
 
-    def play(self, games: Games, act, episodes: int, seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Play games after this update, a row per game in the file `name`: returns (n,), frames of one (t, 64, 64, C).
+    def play(self, games: Games, act, episodes: int, seed: int, name: str, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Play games after update `step`, a row each in the file `name`: returns (n,), frames of one (t, 64, 64, C).
 
         The torch random state is restored, so playing more often does not change the training.
         """
@@ -984,8 +986,14 @@ class Run:
             played = sorted(play(games, act, range(seed, seed + episodes), (seed,)), key=lambda game: game["seed"])
         with open(self.folder / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
-            csv.writer(out).writerows([self.step, game["seed"], game["return"], game["length"]] for game in played)
+            csv.writer(out).writerows([step, game["seed"], game["return"], game["length"]] for game in played)
         return np.array([game["return"] for game in played]), played[0]["observations"][:2000]
+
+    def validate(self, games: Games, act) -> dict[str, float]:
+        """Play --quick-episodes games, and remember the best mean return: what is logged of them."""
+        returns, _ = self.play(games, act, self.args.quick_episodes, 20_000, "episodes.csv", self.step)
+        self.best = max(self.best, float(returns.mean()))
+        return self.score(returns)
 
     def score(self, returns: np.ndarray) -> dict[str, float]:
         """What is logged of returns: mean, standard deviation and score, 0 random, 1 expert."""
@@ -993,26 +1001,36 @@ class Run:
         score = (mean - random) / ((expert - random) or 1.0)
         return {"eval/return_mean": mean, "eval/return_std": float(returns.std()), "eval/return_vs_expert": score}
 
-    def finish(self, returns: np.ndarray, sources: dict, clip: np.ndarray | None = None) -> dict:
-        """Log, store and print the final evaluation: returns (K, games) after each of K updates; the report."""
-        only, mean = self.args.eval_only, float(returns.mean())
+    def finish(self, games, policy, sources: dict, another=None) -> dict:
+        """Final evaluation by policy() in games(), whole games, printed and stored with `sources`; the report.
+
+        With --eval-consecutive K it plays again after each of K - 1 further updates, another().
+        """
+        only, n, clip = self.args.eval_only, self.args.eval_episodes, None
+        returns, kind = np.zeros((getattr(self.args, "eval_consecutive", 1), n)), "eval_only" if only else "final"
+        (self.folder / f"{kind}_episodes.csv").unlink(missing_ok=True)
+        for k in range(len(returns)):
+            if k:
+                another()
+            returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
         if not only:
             self.log(self.score(returns))
         self.writer.close()
         self.report |= self.score(returns) | {f"{who}_return": value for who, value in self.marks.items()}
         self.report |= {"step": self.step, "best_validation": self.best if np.isfinite(self.best) else None}
+        mean = self.report["eval/return_mean"]
         self.report |= {"percent_of_expert": 100 * mean / (self.marks["expert"] or 1.0)}
         everything = self.report | sources | {"args": vars(self.args), "returns": returns.flatten().tolist()}
         strict = {
             k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()
         }  # no NaN
         (self.folder / ("eval_only.json" if only else "result.json")).write_text(json.dumps(strict, indent=1))
-        if clip is not None:  # three times the size
+        if clip.dtype == np.uint8:  # three times the size
             pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
             pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
-        error = returns.mean(0).std() / max(returns.shape[1] - 1, 1) ** 0.5  # over games, each K times the same
-        print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates\n"
-              f"  {self.script:10s}{mean:8.1f} +- {error:.1f} (standard error)")  # fmt: skip
+        error = returns.mean(0).std() / max(n - 1, 1) ** 0.5  # over games, each K times the same
+        print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates")
+        print(f"  {self.script:10s}{mean:8.1f} +- {error:.1f} (standard error)")
         for who, value in self.marks.items():
             print(f"  {who:10s}{value:8.1f}" + "  (the expert's actions in random order)" * (who == "shuffled"))
         print(f"  score     {self.report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")
@@ -1184,14 +1202,14 @@ def main(args: Args) -> dict:
         if run.due(args.eval_every) and rank == 0:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 errors, panel = validate(model, held_out)  # must not change the training noise
-            metrics |= errors
+            metrics = metrics | errors
             run.bar.write("  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
             run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
             picture = Image.fromarray(panel.squeeze())
             picture.resize((2 * picture.width, 2 * picture.height), 0).save(run.folder / "dream.png")
         if run.due(args.eval_every) or run.due(args.log_every):
             frames = (step - run.first) * args.batch_size * args.batch_length
-            metrics["charts/frames_per_second"] = frames / (time.time() - run.resumed)
+            metrics = metrics | {"charts/frames_per_second": frames / (time.time() - run.resumed)}
             run.log(metrics, "losses/world_model", "losses/image_nll", "losses/kl", "charts/frames_per_second")
         if run.due(args.eval_every):
             run.save()
