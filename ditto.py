@@ -42,13 +42,12 @@ from world_model import (
     Games,
     Run,
     WorldModel,
+    finished,
     graphed,
-    load,
     load_world_model,
     make,
     parse_args,
     player,
-    set_rate,
     start,
     window_starts,
 )
@@ -289,60 +288,56 @@ def collect(args, *options: str) -> None:
     make(["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options], not args.eval_only)
 
 
-def demonstrations(args, device: torch.device, actions: bool = True) -> tuple[Path, Episodes, Episodes, dict]:
-    """The expert's episodes, collected now if there are none: folder, N^E for training, held-out ones, returns."""
-    root, shipped = "data/debug" if args.size == "debug" else "data", Path(f"pretrained/{args.env_id}/expert")
-    folder, N = Path(args.data_dir or f"{root}/{args.env_id}/expert"), args.num_expert_episodes
-    if not args.data_dir and not has(folder, N):
-        if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, N):
-            folder = shipped
-        else:
-            collect(args, "--num-episodes", str(N))
-    data, held_out = Episodes([folder], "train", N, device, actions), Episodes([folder], "val", 6, device)
+def expert_dataset(args) -> Path:
+    """Find the folder of expert episodes, collecting it if there is none."""
+    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
+    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    if args.data_dir or has(folder, args.num_expert_episodes):
+        return folder
+    if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
+        return shipped
+    collect(args, "--num-episodes", str(args.num_expert_episodes))
+    return folder
+
+
+def read_dataset(args, folder: Path, device: torch.device, actions: bool = True) -> tuple[Episodes, Episodes, dict]:
+    """N^E expert episodes, held-out ones, and mean returns: expert, random, the expert's actions shuffled."""
+    data = Episodes([folder], "train", args.num_expert_episodes, device, actions)
     if data.meta.get("env_id", args.env_id) != args.env_id:
         sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
-    if len(data.starts) <= N:
+    if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
     returns = {"expert": [episode["return"] for episode in data.meta.get("episodes", [])]}
     returns |= {who: data.meta.get(f"{who}_returns") for who in ("random", "shuffled")}
-    return folder, data, held_out, {k: float(np.mean(v)) if v else float("nan") for k, v in returns.items()}
+    marks = {who: float(np.mean(values)) if values else float("nan") for who, values in returns.items()}
+    return data, Episodes([folder], "val", 6, device), marks
 
 
 # --- end ---
 
 
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
-def finished(checkpoint: Path) -> bool:
-    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
-    saved = load(checkpoint) if checkpoint.exists() else {}
-    return checkpoint.exists() and saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
-
-
-def trained_world_model(args, folder: Path, data: Episodes, device: torch.device) -> tuple[Path, WorldModel]:
-    """The frozen world model and its file; trained now, on wider data collected too, if there is none."""
+def trained_world_model(args, folder: Path) -> Path:
+    """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
     shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
-    file = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
-    if not args.world_model and args.pretrained and args.size == "small" and not file.exists() and shipped.exists():
-        file = shipped
-    elif not args.world_model and not finished(file):  # a model that is named is used or refused, never replaced
-        episodes = {"paper": 1000, "small": 40, "debug": 2}[args.size]
-        world = folder.parent / "world" if not args.data_dir else Path(f"data/{args.env_id}/world")
-        if not has(world, episodes):
-            wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
-            collect(args, "--name", "world", *wider, "--num-episodes", str(episodes))
-        train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
-        train += ["--threads", str(args.threads)] if args.threads else []
-        make(train + ([] if args.cuda else ["--no-cuda"]), not args.eval_only)
-        if not finished(file):
-            sys.exit(f"{file} was begun with other --updates: finish it by the command that began it, or delete it.")
-    model = load_world_model(file, device, args.env_id)
-    print(f"expert: {folder}\nworld model: {file}")
-    if data.image.shape[-1] != model.config["channels"] or data.prev_action.shape[-1] not in (
-        0,
-        model.config["action_size"],
-    ):
-        sys.exit(f"{file} and {folder} differ in actions or colours: use one environment.")
-    return file, model
+    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    if args.world_model:
+        return checkpoint  # a model that is named is used or refused, never replaced
+    if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
+        return shipped
+    if finished(checkpoint):
+        return checkpoint
+    root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
+    world = Path(f"{root}/{args.env_id}/world")
+    if not has(world, episodes[args.size]):
+        wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
+        collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size]))
+    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+    train += ["--threads", str(args.threads)] if args.threads else []
+    make(train + ([] if args.cuda else ["--no-cuda"]), not args.eval_only)
+    if not finished(checkpoint):
+        sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
+    return checkpoint
 
 
 # --- end ---
@@ -377,11 +372,17 @@ def main(args: Args) -> dict:
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
-    folder, data, held_out, marks = demonstrations(args, device)
-    checkpoint, model = trained_world_model(args, folder, data, device)
+    folder = expert_dataset(args)
+    checkpoint = trained_world_model(args, folder)
+    print(f"expert: {folder}\nworld model: {checkpoint}")
+    model = load_world_model(checkpoint, device, args.env_id)
+    data, held_out, marks = read_dataset(args, folder, device)
+    action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
+    if (action_size, channels) != (model.config["action_size"], model.config["channels"]):
+        sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
-    action_size, bounds = held_out.prev_action.shape[-1], (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
+    bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(model.feat_size, action_size, held_out.discrete, args.layers, args.units, *bounds).to(device)
     critic = mlp(model.feat_size, 1, args.layers, args.units).to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
@@ -390,8 +391,8 @@ def main(args: Args) -> dict:
     eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000),
-                              grayscale=data.image.shape[-1] == 1)  # fmt: skip
+    max_steps, grayscale = data.meta.get("max_steps", 27000), channels == 1
+    games = functools.partial(Games, args.env_id, max_steps=max_steps, grayscale=grayscale)
     games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
@@ -404,7 +405,6 @@ def main(args: Args) -> dict:
     if args.cudagraphs and not args.eval_only:
         update = graphed(update, windows.draw(args.batch_size, torch.Generator(device)), optimizer=optimizer)
     for step in run.steps(0 if args.eval_only else args.updates):
-        set_rate(optimizer, args, step - 1)
         eta.fill_(args.entropy + (eta_end - args.entropy) * (step - 1) / args.updates)
         metrics = update(windows.draw(args.batch_size, rng))  # (2) to (7)
         if step % args.target_every == 0:
@@ -422,8 +422,8 @@ def main(args: Args) -> dict:
     if "expert/action_agreement" not in run.report:  # nothing was left to train
         run.report |= agreement(model, actor, held_windows, args.seed)
     sources = {"data": str(folder), "world_model": str(checkpoint), "size": args.size}
-    another = lambda: update(windows.draw(args.batch_size, rng))  # noqa: E731
-    return run.finish(games, lambda: player(model, actor.sample), sources, another)
+    return run.finish(games, lambda: player(model, actor.sample), sources,
+                      lambda: update(windows.draw(args.batch_size, rng)))  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -846,18 +846,6 @@ def load(path: Path, device: str | torch.device = "cpu") -> dict:
         sys.exit(f"{path} is not a checkpoint ({type(error).__name__}): delete it, or name another.")
 
 
-def set_rate(optimizer: torch.optim.Optimizer, args, step: int = 0) -> None:
-    """Adam's step size of update `step`: with --anneal it falls linearly to a tenth; a tensor for CUDA graphs."""
-    rate, graphs = args.learning_rate, getattr(args, "cudagraphs", False)
-    rate *= 1 - 0.9 * step / args.updates if args.anneal else 1
-    for group in optimizer.param_groups:
-        if graphs and torch.is_tensor(group["lr"]):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = torch.tensor(rate, device=group["params"][0].device) if graphs else rate
-        group["capturable"] = graphs
-
-
 class Run:
     """A training's folder: checkpoint with random states, TensorBoard log, progress with time left, games, result.
 
@@ -882,9 +870,7 @@ class Run:
         self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
         if self.file.exists():
             self.restore()
-        for part in parts.values():
-            if isinstance(part, torch.optim.Optimizer):
-                set_rate(part, args, self.step)
+        self.set_rate()
         self.first, self.resumed, self.bar = self.step, time.time(), tqdm(disable=True)
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -911,14 +897,17 @@ class Run:
                 f"{self.file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings."
             )
         own = saved["ranks"][self.rank]
+        same_device = ("cuda_rng" in own) == self.cuda  # from another device, random numbers start anew
         for name, part in self.parts.items():
-            state = (own if name in own else saved)[name]
-            part.set_state(state.cpu()) if isinstance(part, torch.Generator) else part.load_state_dict(state)
-        self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
-        if ("cuda_rng" in own) == self.cuda:  # from another device, random numbers start anew
+            if not isinstance(part, torch.Generator):
+                part.load_state_dict((own if name in own else saved)[name])
+            elif same_device:
+                part.set_state(own[name].cpu())
+        if same_device:
             torch.set_rng_state(own["torch_rng"].cpu())
-            if self.cuda:
-                torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+        if same_device and self.cuda:
+            torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+        self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
         print(f"resuming {self.file} at update {self.step}")
 
     def save(self) -> None:
@@ -954,10 +943,23 @@ class Run:
                         mininterval=0.5 if screen else 30, disable=self.rank > 0,
                         bar_format="{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left")  # fmt: skip
         while self.step < updates:
+            self.set_rate()
             self.step += 1
             yield self.step
             self.bar.update()
         self.bar.close()
+
+    def set_rate(self) -> None:
+        """Adam's step size of the next update: with --anneal it falls linearly to a tenth; a tensor for CUDA graphs."""
+        rate, graphs = self.args.learning_rate, getattr(self.args, "cudagraphs", False)
+        rate *= 1 - 0.9 * self.step / self.args.updates if self.args.anneal and self.args.updates else 1
+        optimizers = (part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer))
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            if graphs and torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = torch.tensor(rate, device=group["params"][0].device) if graphs else rate
+            group["capturable"] = graphs
 
     def due(self, every: int) -> bool:
         """Whether something done every so many updates, and after the last one, is done now."""
@@ -1072,6 +1074,12 @@ def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = 
         return result
 
     return replay
+
+
+def finished(checkpoint: Path) -> bool:
+    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
+    saved = load(checkpoint) if checkpoint.exists() else {}
+    return bool(saved) and saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
 
 
 def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_id: str = "") -> WorldModel:
@@ -1197,7 +1205,6 @@ def main(args: Args) -> dict:
         count = sum(p.numel() for p in parameters)
         print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
     for step in run.steps(args.updates):
-        set_rate(optimizer, args, step - 1)
         metrics, streams.state = update(*streams.next(), *(streams.state if args.carry_state else model.initial(batch)))
         if run.due(args.eval_every) and rank == 0:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
