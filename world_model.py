@@ -333,6 +333,7 @@ def player(model, act):
     """A policy for `play` that sees through the model: filter what is seen, then act(feat (N, F)) -> (N, A)."""
     state = None
 
+    @torch.no_grad()
     def choose(games: Games) -> np.ndarray:
         nonlocal state
         device = model.pixel_mean.device
@@ -867,7 +868,7 @@ class Run:
         self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
+        self.cuda, self.began, self.total = args.cuda and torch.cuda.is_available(), time.time(), args.updates
         if self.file.exists():
             self.restore()
         self.set_rate()
@@ -938,6 +939,7 @@ class Run:
     def steps(self, updates: int) -> Iterator[int]:
         """Count the updates that are left, with a progress bar; a log file gets a line now and then instead."""
         screen = sys.stdout.isatty()
+        self.total = updates or self.total
         lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip()), flush=lambda: None)
         self.bar = tqdm(total=updates, initial=self.step, unit=" updates", file=sys.stdout if screen else lines,
                         mininterval=0.5 if screen else 30, disable=self.rank > 0,
@@ -952,7 +954,7 @@ class Run:
     def set_rate(self) -> None:
         """Adam's step size of the next update: with --anneal it falls linearly to a tenth; a tensor for CUDA graphs."""
         rate, graphs = self.args.learning_rate, getattr(self.args, "cudagraphs", False)
-        rate *= 1 - 0.9 * self.step / self.args.updates if self.args.anneal and self.args.updates else 1
+        rate *= 1 - 0.9 * self.step / self.total if getattr(self.args, "anneal", False) and self.total else 1
         optimizers = (part for part in self.parts.values() if isinstance(part, torch.optim.Optimizer))
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             if graphs and torch.is_tensor(group["lr"]):
@@ -963,7 +965,7 @@ class Run:
 
     def due(self, every: int) -> bool:
         """Whether something done every so many updates, and after the last one, is done now."""
-        return self.step % every == 0 or self.step == self.args.updates
+        return self.step % every == 0 or self.step == self.total
 
     def log(self, metrics: dict, *shown: str) -> None:
         """Write metrics (numbers or tensors ()) to TensorBoard, and those named in `shown` beside the progress bar."""
