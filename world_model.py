@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
-"""World model: the world as the model sees it, and the model, a recurrent state-space model (RSSM) of recorded episodes.
+"""World model: the world as the model sees it, and the model, a recurrent state-space model (RSSM) of recordings.
 
 Paper: DITTO, arXiv 2302.03086 v2, appendix B; the model is DreamerV2's (arXiv 2010.02193 v4).
 It learns to predict what the screen will show after an action, in a latent space: h_t remembers, z_t holds what h_t
@@ -23,8 +23,8 @@ Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes
   x_t: image (T, B, 64, 64, C) uint8    a_{t-1}: prev_action (T, B, A), one-hot if discrete; it led to image[t]
   h_t: deter (T, B, D)    z_t: stoch (T, B, S*K)    s_t: feat (T, B, F)    is_first (T, B) bool, true on a first frame
 
-Four sections, each readable alone: the game, recorded games, the model, training. aime.py (arXiv 2312.02019 v1) uses the
-same class with Gaussian latents, and sensors instead of pictures.
+Four sections, each readable alone: the game, recorded games, the model, training. aime.py (arXiv 2312.02019 v1) uses
+the same class with Gaussian latents, and sensors instead of pictures.
 Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
 on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
 """
@@ -80,8 +80,6 @@ class Args:
     # data
     data_dir: str = ""
     """dataset folders, separated by commas; default data/<env_id>/world,data/<env_id>/expert as far as they exist"""
-    carry_state: bool = True
-    """walk through whole episodes and carry (h, z) on from chunk to chunk; off: uniform windows from a zero state"""
     batch_size: int = 50
     """B, streams per update (over all processes together)"""
     batch_length: int = 50
@@ -128,8 +126,6 @@ class Args:
     """on CUDA, convolutions and matrix products in bfloat16 (losses, KL and sampling stay in float32)"""
     cudagraphs: bool = False
     """record one update as a CUDA graph and replay it (GPU only)"""
-    compile: bool = False
-    """torch.compile the recurrent step"""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice"""
 
@@ -359,62 +355,52 @@ class Episodes:
     With actions=False the files' actions are not read: prev_action has no columns, (N, 0).
     """
 
-    def __init__(self, folders: list[str], split: str, limit: int = 0, device="cpu", actions: bool = True):
-        images, prev_actions, self.starts, self.meta = [], [], [0], {}
+    def __init__(self, folders: list, split: str, limit: int = 0, device="cpu", actions: bool = True):
+        images, prev_actions, self.meta = [], [], {}
         for folder in map(Path, folders):
-            files = sorted(folder.glob("*.npz"))
-            meta_file = folder / "dataset.json"
+            files, meta_file = sorted(folder.glob("*.npz")), folder / "dataset.json"
             try:
                 meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
             except ValueError:
                 sys.exit(f"{meta_file} is damaged: delete {folder} and collect its episodes anew.")
-            if any(f.name.startswith("val_") for f in files):
-                files = [f for f in files if f.name.startswith("val_") == (split == "val")]
-            else:
-                held = {i for i in range(len(files)) if i % 10 == 9 or len(files) < 10 and i == len(files) - 1}
-                files = [f for i, f in enumerate(files) if (i in held) == (split == "val")]
+            held = {f for i, f in enumerate(files) if i % 10 == 9 or len(files) < 10 and i == len(files) - 1}
+            held = {f for f in files if f.name.startswith("val_")} or held
+            files = [f for f in files if (f in held) == (split == "val")]
             if not files:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
                 image, prev_action = self.read(file, meta.get("num_actions"), actions)
-                images.append(image), prev_actions.append(prev_action), self.starts.append(self.starts[-1] + len(image))
+                images.append(image), prev_actions.append(prev_action)
                 if image.shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
                     sys.exit(f"{file} has other image or action shapes than {files[0]}: use one environment.")
             self.meta = self.meta or meta
         self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
-        self.starts = torch.tensor(self.starts)  # (episodes + 1,): episode i is rows starts[i] to starts[i + 1]
-        self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)
+        self.starts = torch.tensor([0, *np.cumsum([len(image) for image in images])])  # (episodes + 1,): episode i is
+        self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)  # rows starts[i] to starts[i + 1]
         self.is_first[self.starts[:-1].to(device)] = True
         # a Dreamer-style folder does not say so: actions that are all zeros or one-hot are discrete
-        onehot = bool(
-            ((self.prev_action == 0) | (self.prev_action == 1)).all() and (self.prev_action.sum(-1) <= 1).all()
-        )
-        self.discrete = "num_actions" in self.meta if self.meta else onehot
+        onehot = ((self.prev_action == 0) | (self.prev_action == 1)).all() and (self.prev_action.sum(-1) <= 1).all()
+        self.discrete = "num_actions" in self.meta if self.meta else bool(onehot)
 
     def read(self, file: Path, num_actions: int | None, actions: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
         try:
             with np.load(file, allow_pickle=False) as npz:
-                if not actions:
-                    image = npz["image" if "image" in npz else "observations"]
-                    prev_action = np.zeros((len(image), 0), np.float32)
-                elif "image" in npz:
-                    image, prev_action = npz["image"], npz["action"].astype(np.float32)
-                else:
-                    image, action = npz["observations"], npz["actions"]
-                    if num_actions is not None:
-                        action = np.eye(num_actions, dtype=np.float32)[action]
-                    prev_action = np.concatenate([np.zeros_like(action[:1]), action]).astype(np.float32)
+                dreamer = "image" in npz
+                image = npz["image" if dreamer else "observations"]
+                prev_action = npz["action" if dreamer else "actions"] if actions else np.zeros((len(image), 0))
+                if actions and not dreamer:
+                    prev_action = prev_action if num_actions is None else np.eye(num_actions)[prev_action]
+                    prev_action = np.concatenate([np.zeros_like(prev_action[:1]), prev_action])
         except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
             sys.exit(f"{file} is not a readable episode ({error}): delete it and run the collection again.")
         if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or len(image) != len(prev_action):
-            sys.exit(
-                f"{file} does not hold 64x64 uint8 pictures with one action each: it has {image.shape} {image.dtype}."
-            )
+            shown = f"{image.shape} {image.dtype}"
+            sys.exit(f"{file} does not hold 64x64 uint8 pictures with one action each: it has {shown}.")
         if prev_action.ndim != 2:
             sys.exit(f"{file} has actions {prev_action.shape[1:]}, not one flat vector each: dataset.json is missing.")
-        return image, prev_action
+        return image, prev_action.astype(np.float32)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The batch (image, prev_action, is_first) at row numbers `index` (T, B), gathered where the data lives."""
@@ -435,41 +421,30 @@ def window_starts(starts: Tensor, length: int) -> Tensor:
 
 
 class Streams:
-    """Draws (T, B) windows; with `carry`, each of the B streams walks to its episode's end, then starts another one.
+    """B streams that walk through whole episodes, each to its episode's end, then through another one.
 
     `data` has starts and rows(index), as `Episodes`; `state` is the recurrent state carried along, if there is one.
     """
 
     state = None
 
-    def __init__(self, data: Episodes, batch: int, length: int, carry: bool, seed: int):
-        self.data, self.length, self.carry = data, length, carry
-        self.rng = torch.Generator().manual_seed(seed)
+    def __init__(self, data: Episodes, batch: int, length: int, seed: int):
+        self.data, self.length, self.rng = data, length, torch.Generator().manual_seed(seed)
         self.row = torch.randint(int(data.starts[-1]), (batch,), generator=self.rng)
         self.fresh = True  # the first chunk starts anywhere, from a zero state
-        self.inside = window_starts(data.starts, length)
-        if not carry and not len(self.inside):
-            sys.exit(f"No episode has {length} frames: lower --batch-length, or leave out --no-carry-state.")
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next batch: image (L, B, 64, 64, C), prev_action (L, B, A), is_first (L, B)."""
-        starts, batch = self.data.starts, len(self.row)
-        if self.carry:
-            index = torch.empty(self.length, batch, dtype=torch.long)
-            for t in range(self.length):
-                inside = self.fresh and t == 0  # a row drawn anywhere may be an episode's first
-                ended = torch.zeros(batch, dtype=torch.bool) if inside else torch.isin(self.row, starts[1:])
-                if ended.any():
-                    draw = torch.randint(len(starts) - 1, (batch,), generator=self.rng)
-                    self.row = torch.where(ended, starts[draw], self.row)
-                index[t] = self.row
-                self.row = self.row + 1
-        else:
-            first = self.inside[torch.randint(len(self.inside), (batch,), generator=self.rng)]
-            index = torch.arange(self.length)[:, None] + first
+        starts, index = self.data.starts, torch.empty(self.length, len(self.row), dtype=torch.long)
+        for t in range(self.length):
+            ended = torch.isin(self.row, starts[1:]) & (not self.fresh or t > 0)  # a row drawn may be a first one
+            if ended.any():
+                draw = torch.randint(len(starts) - 1, (len(self.row),), generator=self.rng)
+                self.row = torch.where(ended, starts[draw], self.row)
+            index[t] = self.row
+            self.row = self.row + 1
         image, prev_action, is_first = self.data.rows(index)
-        if not self.carry or self.fresh:
-            is_first[0] = True
+        is_first[0] |= self.fresh
         self.fresh = False
         return image, prev_action, is_first
 
@@ -856,7 +831,7 @@ class Run:
     """
 
     free = {"updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs", "log_every",
-            "quick_episodes", "compile", "bf16"}  # fmt: skip
+            "quick_episodes", "bf16"}  # fmt: skip
 
     def __init__(self, folder, args, parts: dict, facts: dict | None = None, marks: dict | None = None, free=()):
         self.folder, self.args, self.parts, self.facts = Path(folder), args, parts, facts or {}
@@ -1044,22 +1019,21 @@ class Run:
         return self.report
 
 
-def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer | None = None):
+def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer):
     """Record `update(*tensors)` as a CUDA graph; the returned function copies its inputs in and replays it.
 
     Recording runs the update three times; afterwards the optimiser and its weights are put back as they were.
     """
-    groups = optimizer.param_groups if optimizer else []
-    before = [(p, p.detach().clone(), copy.deepcopy(dict(optimizer.state[p]))) for g in groups for p in g["params"]]
-    rng = torch.cuda.get_rng_state()
-    static = [value.clone() for value in example]
-    stream = torch.cuda.Stream()
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    before = [(weight, weight.detach().clone(), copy.deepcopy(dict(optimizer.state[weight]))) for weight in weights]
+    rng, static, stream, graph = (
+        torch.cuda.get_rng_state(), [value.clone() for value in example], torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    )  # fmt: skip
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # warm-up: lets libraries choose kernels and optimisers allocate their state
         for _ in range(3):
             update(*static)
     torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         result = update(*static)
     with torch.no_grad():  # in place: the graph reads and writes these very tensors
@@ -1175,7 +1149,7 @@ def main(args: Args) -> dict:
 
     # (1) data, and a stream of batches per process
     data, held_out = Episodes(folders, "train", device=device), Episodes(folders, "val", device=device)
-    streams = Streams(data, batch, args.batch_length, args.carry_state, args.seed + rank)
+    streams = Streams(data, batch, args.batch_length, args.seed + rank)
     model = WorldModel(model_config(args, data.image.shape[-1], data.prev_action.shape[-1])).to(device)
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)
     model.measure(data.image[pick], args.pixel_std_floor)
@@ -1185,8 +1159,6 @@ def main(args: Args) -> dict:
     run = Run(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}", args,
               {"model": model, "optimizer": optimizer, "streams": streams},
               {"config": model.config, "env_id": args.env_id})  # fmt: skip
-    if args.compile:
-        model.recur = torch.compile(model.recur)
     parallel = DistributedDataParallel(model) if world > 1 else model
     parameters = list(model.parameters())
 
@@ -1207,7 +1179,7 @@ def main(args: Args) -> dict:
         count = sum(p.numel() for p in parameters)
         print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
     for step in run.steps(args.updates):
-        metrics, streams.state = update(*streams.next(), *(streams.state if args.carry_state else model.initial(batch)))
+        metrics, streams.state = update(*streams.next(), *streams.state)
         if run.due(args.eval_every) and rank == 0:
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
                 errors, panel = validate(model, held_out)  # must not change the training noise

@@ -176,7 +176,7 @@ def same_tensors(left, right) -> bool:
     """Whether two nested dicts hold bit-identical tensors and equal numbers."""
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(same_tensors(left[key], right[key]) for key in left)
-    if isinstance(left, list):
+    if isinstance(left, (list, tuple)):
         return len(left) == len(right) and all(map(same_tensors, left, right))
     return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
