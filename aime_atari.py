@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """AIME on Atari, an extension: imitation from observations in the categorical world model that DITTO uses.
 
@@ -24,13 +24,8 @@ names another): the policy never sees them, the model has. The actions of held-o
 agreement and L_d (Eq. 10 of DITTO).
 """
 
-import csv
 import functools
-import itertools
-import json
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,22 +33,22 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from world_model import (
     CategoricalLatent,
     Episodes,
     Games,
-    Log,
+    Run,
     Streams,
     WorldModel,
-    clock,
-    kl_categorical,
-    load,
+    finished,
     load_world_model,
+    make,
     parse_args,
-    save,
+    player,
+    start,
+    window_starts,
 )
 
 
@@ -235,55 +230,32 @@ def imitation_loss(model: WorldModel, actor: Actor, embed: Tensor, image: Tensor
     Loss (), metrics and the next state. Sums over T and means over B, as in aime.py, with the model's own weights of
     the two terms. Where an episode begins, the state is zero and no action led there.
     """
-    keep, embed_in = (~is_first).float().unsqueeze(-1), model.post_embed(embed)  # (T, B, 1), (T, B, hidden)
-    deter, stoch = state
-    deters, stochs, posts, entropies = [], [], [], []
-    for t in range(len(embed)):
-        action, entropy = straight_through(actor, torch.cat([deter, stoch], -1))  # (B, A)
-        deter = model.recur((deter * keep[t], stoch * keep[t]), model.action_in(action * keep[t]))  # (B, D)
-        post = model.post_out(model.post_deter(deter) + embed_in[t])  # (B, S*K)
-        stoch = model.latent.sample(post)
-        deters.append(deter), stochs.append(stoch), posts.append(post), entropies.append(entropy)
-    deter_all, shape = torch.stack(deters), (model.latent.stoch, model.latent.classes)
-    prior, post = model.prior(deter_all).unflatten(-1, shape), torch.stack(posts).unflatten(-1, shape)
-    kl = kl_categorical(post, prior).sum(0).mean()  # plain: balancing would turn the policy's gradient
-    nll = kl.new_zeros(())
-    if objective != "kl":
-        pictures = model.decode(torch.cat([deter_all, torch.stack(stochs)], -1))
-        nll = 0.5 * (pictures - model.preprocess(image)).square().sum((-3, -2, -1)).sum(0).mean()
-    entropy = torch.stack(entropies).mean()
-    terms = {"nll": model.config["image_weight"] * nll, "kl": model.config["beta"] * kl}
+    drawn = []
+
+    def act(feat: Tensor, t: int) -> Tensor:
+        drawn.append(straight_through(actor, feat))
+        return drawn[-1][0]  # (B, A)
+
+    deter, stoch, post, state = model.filter(embed, act, is_first, state)
+    if objective == "kl":  # plain, as in `evidence`, but without pictures to decode
+        kl, nll = model.latent.kl(post, model.prior(deter)), deter.new_zeros(deter.shape[:2])  # (T, B)
+    else:
+        nll, kl, _ = model.evidence(model.preprocess(image), deter, stoch, post)  # (T, B)
+    nll, kl, entropy = nll.sum(0).mean(), kl.sum(0).mean(), torch.stack([entropy for _, entropy in drawn]).mean()
+    terms = {"nll": model.image_weight * nll, "kl": model.beta * kl}
     loss = sum(terms.values()) if objective == "elbo" else terms["kl" if objective == "kl" else "nll"]
     metrics = {"losses/policy": loss, "losses/nll": nll, "losses/kl": kl, "losses/entropy": entropy}
     metrics = {name: value.detach() for name, value in metrics.items()}
-    return loss - entropy_weight * len(embed) * entropy, metrics, (deter.detach(), stoch.detach())
+    return loss - entropy_weight * len(embed) * entropy, metrics, tuple(part.detach() for part in state)
 
 
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
-@torch.no_grad()
-def encode_expert(model: WorldModel, data: Episodes, chunk: int = 100) -> Tensor:
-    """Posterior features (rows, F) of every frame in `data`: each episode filtered from its start, all side by side."""
-    feat = torch.empty(len(data.image), model.feat_size, device=model.pixel_mean.device)
-    starts, lengths = data.starts[:-1], data.starts.diff()
-    chunk = min(chunk, max(1, 20_000 // len(starts)))  # frames at once: a bound on the encoder's memory
-    state = model.initial(len(starts))
-    for t in range(0, int(lengths.max()), chunk):
-        time_index = torch.arange(t, min(t + chunk, int(lengths.max())))[:, None]  # (chunk, 1)
-        alive = time_index < lengths  # (chunk, episodes)
-        rows = starts + torch.minimum(time_index, lengths - 1)
-        deter, stoch, _, state = model.encode(*data.rows(rows), state)
-        feat[rows[alive].to(feat.device)] = torch.cat([deter, stoch], -1)[alive.to(feat.device)]
-    return feat
-
-
 class ExpertWindows:
     """Encoded expert episodes; `draw` gives windows of H steps that never cross an episode's end."""
 
     def __init__(self, model: WorldModel, data: Episodes, horizon: int):
-        self.feat, self.data, self.horizon = encode_expert(model, data), data, horizon  # (rows, F)
-        row = torch.arange(len(data.image))
-        ends = data.starts[torch.searchsorted(data.starts, row, right=True)]
-        self.allowed = row[row + horizon < ends].to(self.feat.device)
+        self.feat, self.data, self.horizon = model.encode_episodes(data), data, horizon  # (rows, F)
+        self.allowed = window_starts(data.starts, horizon + 1).to(self.feat.device)
         self.steps = torch.arange(horizon + 1, device=self.feat.device)[:, None]  # (H + 1, 1)
         if not len(self.allowed):
             sys.exit(f"No expert episode has {horizon} steps: lower --horizon or collect longer episodes.")
@@ -295,27 +267,19 @@ class ExpertWindows:
 
 
 @torch.no_grad()
-def imagine(model: WorldModel, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-    """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
-    deter = model.config["deter"]
-    state, feats, actions = (feat[:, :deter], feat[:, deter:]), [feat], []
-    for t in range(horizon):
-        actions.append(act(feats[-1], t))
-        state = model.imagine_step(state, actions[-1])
-        feats.append(torch.cat(state, -1))
-    return torch.stack(feats), torch.stack(actions)
-
-
-@torch.no_grad()
-def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> dict[str, float]:
+def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int, count: int = 512) -> dict[str, float]:
     """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
 
-    The same distance under the expert's own actions is what the world model's noise alone costs.
+    The same distance under the expert's own actions is what the world model's noise alone costs. The torch random state
+    is restored.
     """
-    rows, deter = windows.draw(count, rng), model.config["deter"]
-    expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
-    own, _ = imagine(model, lambda feat, t: actor.sample(feat), expert[0], windows.horizon)
-    copied, _ = imagine(model, lambda feat, t: taken[t], expert[0], windows.horizon)
+    device, deter, horizon = windows.feat.device, model.deter_size, windows.horizon
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        rows = windows.draw(count, torch.Generator(device).manual_seed(0))
+        expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
+        own, _ = model.imagine(lambda feat, t: actor.sample(feat), expert[0], horizon)
+        copied, _ = model.imagine(lambda feat, t: taken[t], expert[0], horizon)
     reward = [intrinsic_reward(feat[1:, :, :deter], expert[1:, :, :deter]).mean().item() for feat in (own, copied)]
     mode = actor.mode(expert[:-1])  # (H, N, A)
     same = (mode * taken).sum(-1) if actor.discrete else 1 - ((mode - taken).abs() / (2 * actor.scale)).mean(-1)
@@ -327,56 +291,16 @@ def agreement(model, actor, windows: ExpertWindows, rng, count: int = 512) -> di
 
 
 # --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
-@torch.no_grad()
-def evaluate(model, act, games: Games, episodes: int, action_size: int, seed: int) -> tuple[list[dict], np.ndarray]:
-    """Play whole games in the real environment with action = act(feat): rows of return and length, frames of one game.
-
-    The torch random state is restored afterwards, so evaluating more often does not change the training.
-    """
-    device, N, discrete = model.pixel_mean.device, games.num_envs, hasattr(games.action_space, "n")
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        games.coming = itertools.count(seed)
-        frames, state = games.reset(), model.initial(N)
-        prev_action, is_first = torch.zeros(N, action_size), torch.ones(N, dtype=torch.bool)
-        total, rows, clip = np.zeros(N), [], []
-        while len(rows) < episodes:
-            clip += [frames[0]] if len(clip) < 2000 and not any(row["seed"] == seed for row in rows) else []
-            image = torch.from_numpy(frames).to(device)
-            state = model.filter_step(state, image, prev_action.to(device), is_first.to(device))
-            action = act(torch.cat(state, -1)).cpu()  # (N, A)
-            playing, steps = games.seeds.copy(), games.steps + 1
-            chosen = action.argmax(-1).numpy() if discrete else action.numpy()
-            frames, reward, terminated, truncated, info = games.step(chosen)
-            total, ended = total + reward, terminated | truncated
-            for i in np.flatnonzero(ended):
-                if playing[i] < seed + episodes:  # the first games begun, whichever ends first
-                    rows.append({"seed": int(playing[i]), "return": float(total[i]), "length": int(steps[i])})
-            played = torch.as_tensor(info["action"])
-            prev_action = F.one_hot(played.long(), action_size).float() if discrete else played.float()
-            total[ended], is_first = 0, torch.from_numpy(ended)
-    return sorted(rows, key=lambda row: row["seed"]), np.stack(clip)
+def has(folder: Path, episodes: int) -> bool:
+    """Whether a data set holds so many training episodes."""
+    return len(list(folder.glob("train_*.npz"))) >= episodes
 
 
-def ensure(args, command: list[str]) -> None:
-    """Run a missing stage as the command a user would type."""
-    if args.eval_only:
-        sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
-    print("$ python " + " ".join(command), flush=True)
-    if subprocess.run([sys.executable, *command]).returncode:
-        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
-
-
-def has(dataset: Path, episodes: int) -> bool:
-    """Whether a folder holds so many training episodes."""
-    return len(list(dataset.glob("train_*.npz"))) >= episodes
-
-
-def collect(args, *options: str) -> list[str]:
-    """The command that collects a dataset; debug data is kept apart."""
+def collect(args, *options: str) -> None:
+    """Collect a data set as a user would; debug data is kept apart."""
     debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
     root = "data/debug" if args.size == "debug" else "data"
-    return ["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options]
+    make(["collect_data.py", "--env-id", args.env_id, "--data-dir", root, *debug, *options], not args.eval_only)
 
 
 def expert_dataset(args) -> Path:
@@ -387,41 +311,27 @@ def expert_dataset(args) -> Path:
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
         return shipped
-    ensure(args, collect(args, "--num-episodes", str(args.num_expert_episodes)))
+    collect(args, "--num-episodes", str(args.num_expert_episodes))
     return folder
 
 
-def scores(meta: dict) -> tuple[float, float, float]:
-    """Mean return of the expert, a random policy, and the expert's actions shuffled, as dataset.json has them."""
-    expert = [episode["return"] for episode in meta.get("episodes", [])]
-    returns = expert, meta.get("random_returns"), meta.get("shuffled_returns")
-    return tuple(float(np.mean(values)) if values else float("nan") for values in returns)
-
-
-def typed(name: str, value) -> str:
-    """A setting as it is typed on the command line."""
-    flag = name.replace("_", "-")
-    return f"--{flag}" if value is True else f"--no-{flag}" if value is False else f"--{flag} {value}"
-
-
-def save_clip(path: Path, frames: np.ndarray) -> None:
-    """Frames (t, 64, 64, C) as an animated GIF at three times the size."""
-    pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=66, loop=0)
+def read_dataset(args, folder: Path, device: torch.device, actions: bool = True) -> tuple[Episodes, Episodes, dict]:
+    """N^E expert episodes, held-out ones, and mean returns: expert, random, the expert's actions shuffled."""
+    data = Episodes([folder], "train", args.num_expert_episodes, device, actions)
+    if data.meta.get("env_id", args.env_id) != args.env_id:
+        sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
+    if len(data.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
+    returns = {"expert": [episode["return"] for episode in data.meta.get("episodes", [])]}
+    returns |= {who: data.meta.get(f"{who}_returns") for who in ("random", "shuffled")}
+    marks = {who: float(np.mean(values)) if values else float("nan") for who, values in returns.items()}
+    return data, Episodes([folder], "val", 6, device), marks
 
 
 # --- end ---
 
 
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
-def finished(checkpoint: Path) -> bool:
-    """Whether a world model was trained to its last update; an interrupted one is resumed by its command."""
-    if not checkpoint.exists():
-        return False
-    saved = load(checkpoint, "cpu")
-    return saved.get("step", 0) >= saved.get("args", {}).get("updates", 0)
-
-
 def trained_world_model(args, folder: Path) -> Path:
     """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
     shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
@@ -436,10 +346,10 @@ def trained_world_model(args, folder: Path) -> Path:
     world = Path(f"{root}/{args.env_id}/world")
     if not has(world, episodes[args.size]):
         wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        ensure(args, collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size])))
+        collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
     train += ["--threads", str(args.threads)] if args.threads else []
-    ensure(args, train + ([] if args.cuda else ["--no-cuda"]))
+    make(train + ([] if args.cuda else ["--no-cuda"]), not args.eval_only)
     if not finished(checkpoint):
         sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
     return checkpoint
@@ -449,12 +359,7 @@ def trained_world_model(args, folder: Path) -> Path:
 
 
 def main(args: Args) -> dict:
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
-    torch.manual_seed(args.seed)
-    script = Path(__file__).stem
+    device, script = start(args), Path(__file__).stem
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
@@ -462,141 +367,47 @@ def main(args: Args) -> dict:
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")
     model = load_world_model(checkpoint, device, args.env_id)
-    data = Episodes([folder], "train", args.num_expert_episodes, device, actions=False)  # no actions
-    held_out = Episodes([folder], "val", 6, device)
-    action_size = held_out.prev_action.shape[-1]
-    if (action_size, data.image.shape[-1]) != (model.config["action_size"], model.config["channels"]):
+    data, held_out, marks = read_dataset(args, folder, device, actions=False)
+    action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
+    if (action_size, channels) != (model.config["action_size"], model.config["channels"]):
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
     if args.entropy and not held_out.discrete:
         sys.exit("--entropy is for discrete actions: leave it out.")
-    if data.meta.get("env_id", args.env_id) != args.env_id:
-        sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
-    if len(data.starts) <= args.num_expert_episodes:
-        sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
-    made_on = {"world_model": model.digest(), "dataset": data.digest()}
-    expert_return, random_return, shuffled_return = scores(data.meta)
-    # (1) embed the expert's frames, (2) B streams through them
-    streams = Streams(Demonstrations(model, data), args.batch_size, args.batch_length, carry=True, seed=args.seed)
-    state, held_windows = model.initial(args.batch_size), ExpertWindows(model, held_out, args.horizon)
+    # (1) embed the expert's frames
+    streams = Streams(Demonstrations(model, data), args.batch_size, args.batch_length, args.seed)
+    streams.state, held_windows = model.initial(args.batch_size), ExpertWindows(model, held_out, args.horizon)
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(model.feat_size, action_size, held_out.discrete, args.layers, args.units, *bounds).to(device)
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer, "streams": streams}
-    step, seconds, best, file = 0, 0.0, float("-inf"), run_dir / "checkpoint.pt"
-    if file.exists():
-        saved = load(file, device)
-        free = ("updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir",
-                "quick_episodes", "log_every")  # fmt: skip
-        old = {k: v for k, v in saved.get("args", {}).items() if k not in free and "eval" not in k}
-        other = [typed(k, v) for k, v in old.items() if k in vars(args) and getattr(args, k) != v]
-        other += [saved["script"] + ".py"] if saved.get("script", script) != script else []
-        other += [f"another {k.replace('_', ' ')}" for k, v in made_on.items() if saved.get(k) != v]
-        if other:
-            sys.exit(f"{file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings.")
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        step, seconds, best = saved["step"], saved["seconds"], saved.get("best", best)
-        state = tuple(part.to(device) for part in saved["state"])
-        if ("cuda_rng" in saved) == (device.type == "cuda"):  # from another device, random numbers start anew
-            torch.set_rng_state(saved["torch_rng"].cpu())
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
-        print(f"resuming {file} at update {step}")
-    log = Log(run_dir, step, args)
-    games = functools.partial(Games, args.env_id, seed=0, max_steps=data.meta.get("max_steps", 27000),
-                              grayscale=data.image.shape[-1] == 1)  # fmt: skip
+    run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
+    max_steps, grayscale = data.meta.get("max_steps", 27000), channels == 1
+    games = functools.partial(Games, args.env_id, max_steps=max_steps, grayscale=grayscale)
     games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update() -> dict[str, Tensor]:
-        nonlocal state
-        # (3) loss of the next T frames of every stream, and the state to go on from
-        policy_loss, metrics, state = imitation_loss(model, actor, *streams.next(), state, args.objective, args.entropy)
+        batch, state = streams.next(), streams.state  # (2)
+        loss, metrics, streams.state = imitation_loss(model, actor, *batch, state, args.objective, args.entropy)  # (3)
         optimizer.zero_grad()
-        policy_loss.backward()
+        loss.backward()
         metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(actor.parameters(), args.grad_clip)
         optimizer.step()
         return metrics
 
-    def compare() -> dict[str, float]:
-        """Measure on held-out expert episodes; the random state is restored."""
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(args.seed)
-            return agreement(model, actor, held_windows, torch.Generator(device).manual_seed(0))
-
-    def test(episodes: int, seed: int, at: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """Play after update `at`, write one row per game to the file `name`: returns (episodes,), frames of a game."""
-        rows, clip = evaluate(model, actor.sample, games(num_envs=episodes), episodes, action_size, seed)
-        with open(run_dir / name, "a", newline="") as out:
-            out.write("" if out.tell() else "update,seed,return,length\n")
-            csv.writer(out).writerows([at, row["seed"], row["return"], row["length"]] for row in rows)
-        return np.array([row["return"] for row in rows]), clip
-
-    def summary(returns: np.ndarray) -> dict[str, float]:
-        """Mean, standard deviation and score (0 random, 1 expert) of returns."""
-        score = (returns.mean() - random_return) / ((expert_return - random_return) or 1.0)
-        values = {"return_mean": returns.mean(), "return_std": returns.std(), "return_vs_expert": score}
-        return {f"eval/{name}": float(value) for name, value in values.items()}
-
-    began, step_before, report = time.time(), step, {}
-    extra = 0 if args.eval_only else args.updates - step
-    for _ in range(extra):
-        if args.anneal:
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * (1 - 0.9 * step / args.updates)
-        metrics = update()
-        step += 1
-        fresh = {}  # what this row of the log will hold
-        if step % args.eval_every == 0 or step == args.updates:
-            fresh = compare()
+    for step in run.steps(0 if args.eval_only else args.updates):
+        metrics = update()  # (2), (3)
+        if run.due(args.eval_every):
+            metrics = metrics | agreement(model, actor, held_windows, args.seed)
             if step < args.updates:  # the last policy plays the final evaluation
-                fresh |= summary(test(args.quick_episodes, 20_000, step, "episodes.csv")[0])
-                best = max(best, fresh["eval/return_mean"])
-            elapsed = seconds + time.time() - began
-            save(file, {name: part.state_dict() for name, part in parts.items()}
-                 | {"step": step, "seconds": elapsed, "best": best, "script": script, "state": state,
-                        "torch_rng": torch.get_rng_state(), "args": vars(args),
-                        "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
-                 | made_on | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
-        if step % args.log_every == 0 or step % args.eval_every == 0 or step == args.updates:
-            speed = (step - step_before) / (time.time() - began)
-            fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
-            log(step, seconds + time.time() - began, fresh)
-            report |= fresh
-            print(f"\rupdate {step}/{args.updates} ({step / args.updates:.0%})  loss {report['losses/policy']:.2f}"
-                  f"  entropy {report['losses/entropy']:.3f}  return {report.get('eval/return_mean', float('nan')):.1f}"
-                  f"  {speed:.1f} updates/s  {clock((args.updates - step) / speed)} left",
-                  end="", flush=True)  # fmt: skip
-            if step % args.eval_every == 0 or step == args.updates:
-                distance, copied = (report[f"expert/latent_distance{end}"] for end in ("", "_expert_actions"))
-                print(f"  L_d {distance:.4f} ({copied:.4f})  agreement {report['expert/action_agreement']:.3f}")
-    # final evaluation: whole games, sampled actions; with --eval-consecutive K after each of K more gradient steps
-    returns, kind = np.zeros((args.eval_consecutive, args.eval_episodes)), "eval_only" if args.eval_only else "final"
-    (run_dir / f"{kind}_episodes.csv").unlink(missing_ok=True)
-    for k in range(args.eval_consecutive):
-        if k:
-            update()
-        returns[k], clip = test(args.eval_episodes, 1000, step + k, f"{kind}_episodes.csv")
-    report |= {} if "expert/action_agreement" in report else compare()  # nothing was left to train
-    report |= summary(returns)
-    standard_error = returns.mean(0).std() / max(args.eval_episodes - 1, 1) ** 0.5  # over games, each K times the same
-    if not args.eval_only:
-        log(step, seconds + time.time() - began, {k: v for k, v in report.items() if "eval/" in k})
-    report |= {"expert_return": expert_return, "random_return": random_return, "shuffled_return": shuffled_return}
-    report |= {"best_validation": best if np.isfinite(best) else None, "step": step}
-    save_clip(run_dir / "agent.gif", clip)
-    everything = report | {"data": str(folder), "world_model": str(checkpoint), "size": args.size, "args": vars(args)}
-    everything["returns"] = returns.flatten().tolist()
-    strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
-    print(f"\n{args.env_id}, {returns.size} games, {args.size} size, {step} updates\n"
-          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
-          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
-          f"  shuffled  {shuffled_return:8.1f}  (the expert's actions in random order)\n"
-          f"  score     {report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")  # fmt: skip
-    if best > random_return and report["eval/return_mean"] - random_return < 0.5 * (best - random_return):
-        print(f"  collapsed: {best:.1f} was reached in a validation before, twice as far above random or more")
-    log.writer.close()
-    return report
+                metrics |= run.validate(games(args.quick_episodes), player(model, actor.sample))
+        if run.due(args.eval_every) or run.due(args.log_every):
+            run.log(metrics, "losses/policy", "losses/entropy", "expert/action_agreement", "eval/return_mean")
+        if run.due(args.eval_every):
+            run.save()
+    if "expert/action_agreement" not in run.report:  # nothing was left to train
+        run.report |= agreement(model, actor, held_windows, args.seed)
+    sources = {"data": str(folder), "world_model": str(checkpoint), "size": args.size}
+    return run.finish(games, lambda: player(model, actor.sample), sources, update)
 
 
 if __name__ == "__main__":
