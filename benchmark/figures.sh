@@ -4,7 +4,7 @@
 #     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
-# typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/. They need `pip install matplotlib`.
+# typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/; `pip install -r requirements-benchmark.txt`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

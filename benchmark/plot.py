@@ -1,12 +1,15 @@
-"""Draw the figures and the table from the CSV files of benchmark/run_grid.py, or one run from its metrics.csv.
+"""Draw the figures and the table from the CSV files of benchmark/run_grid.py, or one run from its folder.
 
     python benchmark/plot.py --csv benchmark/results/ditto_MsPacman_small_metrics.csv --expert 764.2 --random 249.0
+    python benchmark/plot.py --figure log --csv runs/PongNoFrameskip-v4/ditto-small-30-1 --out pong_metrics.csv
     python benchmark/plot.py --figure training --num-expert-episodes 30 --out docs/training.png
     python benchmark/plot.py --figure episodes --out docs/episodes.png
     python benchmark/plot.py --figure horizon --out docs/horizon.png
     python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
     python benchmark/plot.py --figure table
 
+    run        one run: its folder, or the CSV of its log
+    log        the scalars in the event files of a run's folder as CSV: step, seconds, name, value
     training   the paper's Figure 2: return, latent distance and action agreement (AIME: action error) through training,
                and how each metric correlates with the return over all validations
     episodes   Figure 3: final return against the number of expert episodes
@@ -15,9 +18,10 @@
     table      score, interquartile mean and its bootstrap interval, in Markdown
 
 Lines and points are means over seeds, bands and bars one standard error over seeds (none with a single seed). Figures
-are as wide as half a page per environment. They need matplotlib (`pip install matplotlib`), which no script here does.
+are as wide as half a page per environment. First: pip install -r requirements-benchmark.txt.
 """
 
+import contextlib
 import csv
 import re
 import sys
@@ -29,16 +33,26 @@ from typing import Literal
 
 import numpy as np
 import tyro
+from run_grid import KEY, read_log, read_rows
+
+try:
+    import matplotlib
+    from matplotlib.figure import Figure
+    from scipy import stats
+except ModuleNotFoundError as error:
+    if __name__ == "__main__":
+        sys.exit(f"{error}; figures and table need it: pip install -r requirements-benchmark.txt.")
+    raise
 
 
 @dataclass
 class Args:
-    figure: Literal["run", "training", "episodes", "horizon", "variants", "table"] = "run"
-    """what to draw; run: one run's metrics.csv"""
+    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "table"] = "run"
+    """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
-    """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run: metrics.csv of a run"""
+    """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run and log: a run's folder"""
     out: str = ""
-    """picture to write, or the table; default docs/<figure>.png, the table to the terminal only"""
+    """picture to write, or the table; default docs/<figure>.png, table and log to the terminal only"""
     # run
     expert: float = float("nan")
     """run: expert's mean return"""
@@ -65,7 +79,6 @@ STYLE = {"ditto": ("DITTO", "#0072B2", "o"), "d_gail": ("D-GAIL", "#D55E00", "s"
          "bc_pixels": ("BC", "#CC79A7", "D"), "aime": ("AIME", "#E69F00", "v"), "aime_atari": ("AIME", "#E69F00", "v"),
          "bco": ("BCO(0)", "#56B4E9", "P")}  # fmt: skip
 FURTHER = [("#F0E442", "X"), ("#000000", "*")]
-KEY = ("env_id", "script", "variant", "size", "num_expert_episodes", "seed")
 WIDTH = 3.4  # inches, half a page
 
 
@@ -77,49 +90,37 @@ def standard_error(values) -> float:
     return float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("nan")
 
 
-def ranks(x: np.ndarray) -> np.ndarray:
-    """Ranks from 1; equal values share the mean of their ranks."""
-    _, where, counts = np.unique(x, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts - 1) / 2)[where]
-
-
-def pearson(x, y) -> float:
-    """Pearson's correlation; not a number below three points or if one side is constant."""
-    x, y = np.asarray(x, float), np.asarray(y, float)
+def correlation(x, y) -> tuple[float, float]:
+    """Pearson's and Spearman's correlation; not a number below three points or if one side is constant."""
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def spearman(x, y) -> float:
-    """Spearman's rank correlation."""
-    return pearson(ranks(np.asarray(x, float)), ranks(np.asarray(y, float)))
+        return float("nan"), float("nan")
+    return float(stats.pearsonr(x, y).statistic), float(stats.spearmanr(x, y).statistic)
 
 
 def interquartile_mean(values) -> np.ndarray:
     """Mean over the last axis without the lowest and the highest quarter (each rounded down to whole values)."""
-    values = np.sort(np.asarray(values, float), -1)
-    cut = values.shape[-1] // 4
-    return values[..., cut : values.shape[-1] - cut].mean(-1)
+    return stats.trim_mean(values, 0.25, axis=-1)
 
 
-def bootstrap(
-    strata: list[list[np.ndarray]], statistic: Callable[[np.ndarray], np.ndarray], draws: int, seed: int = 0
-) -> tuple[float, float]:
+def bootstrap(strata: list[list[np.ndarray]], statistic: Callable, draws: int, seed: int = 0) -> tuple[float, float]:
     """95% interval of a statistic of all games, stratified: a draw has as many seeds of each environment as the data.
 
     `strata` holds per environment, per seed, the games' scores. In each environment seeds are drawn with replacement,
     then games within each drawn seed, because games of one seed share a policy. With one seed only the games vary.
     """
-    rng, samples = np.random.default_rng(seed), []
-    for seeds in strata:
-        length = np.array([len(games) for games in seeds])
-        chosen = rng.integers(len(seeds), size=(draws, len(seeds)))
-        place = rng.random((draws, len(seeds), length.max())) * length[chosen][..., None]
-        first = (length.cumsum() - length)[chosen][..., None]  # where the games of the chosen seeds begin
-        samples.append(np.concatenate(seeds)[first + place.astype(int)].reshape(draws, -1))
-    low, high = np.percentile(statistic(np.concatenate(samples, 1)), [2.5, 97.5])
-    return float(low), float(high)
+    rng, longest = np.random.default_rng(seed), max(len(games) for seeds in strata for games in seeds)
+
+    def of_games(*drawn: np.ndarray, axis: int) -> np.ndarray:
+        """The statistic (draws,) of games drawn in the drawn seeds, (draws, seeds) of each environment."""
+        samples = []
+        for draw in zip(*drawn):
+            chosen = [seeds[int(k)] for seeds, numbers in zip(strata, draw) for k in numbers[: len(seeds)]]
+            samples.append(np.concatenate([rng.choice(games, longest) for games in chosen]))
+        return statistic(np.stack(samples))
+
+    numbers = [np.arange(max(len(seeds), 2)) % len(seeds) for seeds in strata]  # scipy refuses a sample of one seed
+    interval = stats.bootstrap(numbers, of_games, n_resamples=draws, method="percentile", rng=rng).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 # reading
@@ -129,8 +130,7 @@ def read(path: Path) -> list[dict]:
     """Rows of a CSV of benchmark/run_grid.py, numbers as numbers; missing ones are not a number."""
     if not path.exists():
         sys.exit(f"There is no {path}: run benchmark/run_grid.py first (benchmark/figures.sh has its commands).")
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(path)
     if rows and not set(KEY) <= set(rows[0]):
         sys.exit(f"{path} is not a file of benchmark/run_grid.py: its columns lack {', '.join(KEY)}.")
     text = {*KEY, "hardware", "torch", "commit", "command", "threads", "name"} - {"num_expert_episodes", "seed"}
@@ -211,17 +211,11 @@ def style(script: str) -> tuple[str, str, str]:
 
 def new_figure(rows: int, columns: int, height: float, **options):
     """A figure of rows x columns panels, each column half a page wide, in small type."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "lines.linewidth": 1.4,
-                         "lines.markersize": 4, "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6})  # fmt: skip
-    return plt.subplots(
-        rows, columns, figsize=(WIDTH * columns, height * rows), squeeze=False, layout="constrained", **options
-    )
+    matplotlib.rcParams.update({"font.size": 8, "axes.titlesize": 8, "legend.fontsize": 7, "lines.linewidth": 1.4,
+                                "lines.markersize": 4, "axes.spines.top": False, "axes.spines.right": False,
+                                "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6})  # fmt: skip
+    figure = Figure(figsize=(WIDTH * columns, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def reference_lines(axis, rows: list[dict]) -> None:
@@ -233,32 +227,38 @@ def reference_lines(axis, rows: list[dict]) -> None:
 
 def finish(figure, axes, path: str) -> None:
     """Put one legend below the panels, scripts first, and write the picture."""
-    import matplotlib.pyplot as plt
-
     handles = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels())}
     texts = sorted(handles, key=lambda text: text in ("expert", "random"))
     lines = [handles[text] for text in texts]
     figure.legend(lines, texts, loc="outside lower center", ncols=min(len(texts), 3), frameon=False)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=200)
-    plt.close(figure)
     print(f"wrote {path}")
+
+
+def read_run(args: Args) -> list[dict[str, str]]:
+    """Log of one run, from its event files or from a CSV."""
+    rows = read_log(Path(args.csv)) if Path(args.csv).is_dir() else read_rows(Path(args.csv))
+    return rows or sys.exit(f"There is no {args.csv}: name a run's folder, or the CSV of its log, with --csv.")
+
+
+def write_log(args: Args) -> dict:
+    """One run's log as CSV."""
+    rows = read_run(args)
+    with open(args.out, "w", newline="") if args.out else contextlib.nullcontext(sys.stdout) as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return {"rows": len(rows)}
 
 
 def draw_run(args: Args) -> dict:
     """One run: return in the real game, reward in the dream, latent distance."""
-    if not Path(args.csv).exists():
-        sys.exit(f"There is no {args.csv}: name the metrics.csv of a run with --csv.")
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     series = defaultdict(dict)  # name -> step -> value
-    with open(args.csv) as file:
-        for row in csv.DictReader(file):
-            series[row["name"]][int(row["step"])] = float(row["value"])
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6))
+    for row in read_run(args):
+        series[row["name"]][int(row["step"])] = float(row["value"] or "nan")
+    figure = Figure(figsize=(13, 3.6))
+    axes = figure.subplots(1, 3)
     returns = {s: v for s, v in series["eval/return_mean"].items() if s % 500 == 0}
     axes[0].plot(list(returns), list(returns.values()), "o-", label="DITTO, 8 games")
     axes[0].axhline(args.expert, color="green", label="expert")
@@ -288,7 +288,7 @@ def correlations(rows: list[dict]) -> dict[str, tuple[float, float, int]]:
     for name, _ in PANELS[1:]:
         pairs = [(v[name], v["eval/return_mean"]) for v in table.values() if name in v and "eval/return_mean" in v]
         x, y = np.array(pairs, float).reshape(-1, 2).T
-        result[name] = pearson(x, y), spearman(x, y), len(pairs)
+        result[name] = *correlation(x, y), len(pairs)
     return result
 
 
@@ -474,14 +474,9 @@ def table(args: Args) -> dict:
 
 
 def main(args: Args) -> dict:
-    draw = {"run": draw_run, "training": draw_training, "episodes": draw_episodes, "horizon": draw_horizon,
-            "variants": draw_variants, "table": table}[args.figure]  # fmt: skip
-    try:
-        return draw(args)
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        sys.exit("Figures need matplotlib: pip install matplotlib.")
+    draw = {"run": draw_run, "log": write_log, "training": draw_training, "episodes": draw_episodes,
+            "horizon": draw_horizon, "variants": draw_variants, "table": table}[args.figure]  # fmt: skip
+    return draw(args)
 
 
 if __name__ == "__main__":

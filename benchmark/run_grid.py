@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """Run a grid of environment x script x N^E x seed (x variant), several cells at once, and collect the results as CSV.
 
@@ -13,7 +13,7 @@ cells that are finished and continues those that were interrupted. A cell that f
 is in console.log in its folder, and the exit status is not zero. After each cell its rows are replaced in three files:
 
     grid.csv            one row per cell: final return, score, latent distance, time, hardware, commit, command
-    grid_metrics.csv    its validations through training: step, seconds, name, value
+    grid_metrics.csv    its validations through training, from its event files: step, seconds, name, value
     grid_episodes.csv   every game of its final evaluation
 
 Relative paths are relative to the repository. `benchmark/plot.py` draws these files. The commands of every figure are in
@@ -26,21 +26,29 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import io
+import itertools
 import json
+import logging
 import os
 import platform
 import re
 import shlex
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import tyro
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -175,21 +183,17 @@ def make_cells(args: Args) -> list[Cell]:
             words = [*shlex.split(args.options), *own.get(script, []), *more]
             parsed[script, variant] = words, read_options(script, module, words)
     cells = {}
-    for seed in args.seeds:
-        for env_id in args.env_ids:
-            for count in args.num_expert_episodes:
-                for (script, variant), (words, base) in parsed.items():
-                    label = script if variant == "default" else f"{script}-{variant}"
-                    run_dir = Path(args.out) / env_id / f"{label}-{base.size}-{count}-{seed}"
-                    # the size is always named: "auto" may mean something else on the machine that runs the cell
-                    size = [] if base.size in words or f"--size={base.size}" in words else ["--size", base.size]
-                    command = [f"{script}.py", "--env-id", env_id, "--num-expert-episodes", str(count), "--seed",
-                               str(seed), *words, *size, "--run-dir", str(run_dir)]  # fmt: skip
-                    full = dataclasses.replace(base, env_id=env_id, num_expert_episodes=count, seed=seed)
-                    arguments = json.loads(json.dumps(dataclasses.asdict(full)))
-                    cells[run_dir] = Cell(
-                        env_id, script, variant, base.size, count, seed, run_dir, tuple(command), arguments
-                    )
+    product = itertools.product(args.seeds, args.env_ids, args.num_expert_episodes, parsed.items())
+    for seed, env_id, count, ((script, variant), (words, base)) in product:
+        label = script if variant == "default" else f"{script}-{variant}"
+        run_dir = Path(args.out) / env_id / f"{label}-{base.size}-{count}-{seed}"
+        # the size is always named: "auto" may mean something else on the machine that runs the cell
+        size = [] if base.size in words or f"--size={base.size}" in words else ["--size", base.size]
+        command = (f"{script}.py", "--env-id", env_id, "--num-expert-episodes", str(count), "--seed", str(seed), *words,
+                   *size, "--run-dir", str(run_dir))  # fmt: skip
+        full = dataclasses.replace(base, env_id=env_id, num_expert_episodes=count, seed=seed)
+        arguments = json.loads(json.dumps(dataclasses.asdict(full)))
+        cells[run_dir] = Cell(env_id, script, variant, base.size, count, seed, run_dir, command, arguments)
     return list(cells.values())
 
 
@@ -233,23 +237,6 @@ def read_json(path: Path) -> dict:
         return {}
 
 
-def finished(cell: Cell) -> bool:
-    """Whether the cell's last update was made and its final games were played, with these arguments."""
-    result = read_json(ROOT / cell.run_dir / "result.json")
-    old = {name: value for name, value in result.get("args", {}).items() if name not in FREE and name in cell.arguments}
-    updates = cell.arguments.get("updates", 0)  # bco.py stops by itself, and leaves no result before
-    return result.get("step", -1) >= updates and all(cell.arguments[k] == v for k, v in old.items())
-
-
-def progress(cell: Cell) -> float:
-    """Share of the updates that the log shows."""
-    try:
-        step = int((ROOT / cell.run_dir / "metrics.csv").read_text().rstrip().rpartition("\n")[2].split(",")[0])
-        return min(1.0, step / cell.arguments["updates"])
-    except (OSError, ValueError, KeyError, ZeroDivisionError):
-        return 0.0
-
-
 def read_rows(path: Path) -> list[dict[str, str]]:
     """Rows of a CSV with a header; none if there is no file."""
     if not path.exists():
@@ -263,11 +250,45 @@ def number(value) -> str:
     return "" if value is None or not abs(value) < float("inf") else f"{value:.6g}"
 
 
+def read_log(folder: Path, lost: bool = False) -> list[dict[str, str]]:
+    """Scalars in a run's event files, in the order of logging: rows of step, seconds, name, value.
+
+    Their seconds are charts/seconds, the last scalar of every row that a run logs. With `lost` also what an
+    interrupted run logged after its last checkpoint, before what was logged instead.
+    """
+    if not folder.is_dir():
+        return []
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it warns of every continued run
+    log = EventAccumulator(str(folder), size_guidance={"scalars": 0}, purge_orphaned_data=not lost).Reload()
+    events = [(event.wall_time, name == "charts/seconds", event.step, name, event.value)
+              for name in log.Tags()["scalars"] for event in log.Scalars(name)]  # fmt: skip
+    rows, seconds = [], {}
+    for _, is_clock, step, name, value in sorted(events, reverse=True):
+        if is_clock:
+            seconds[step] = f"{value:.1f}"
+        else:
+            rows.append({"step": str(step), "seconds": seconds.get(step, ""), "name": name, "value": number(value)})
+    return rows[::-1]
+
+
+def finished(cell: Cell) -> bool:
+    """Whether the cell's last update was made and its final games were played, with these arguments."""
+    result = read_json(ROOT / cell.run_dir / "result.json")
+    old = {name: value for name, value in result.get("args", {}).items() if name not in FREE and name in cell.arguments}
+    updates = cell.arguments.get("updates", 0)  # bco.py stops by itself, and leaves no result before
+    return result.get("step", -1) >= updates and all(cell.arguments[k] == v for k, v in old.items())
+
+
+def progress(cell: Cell) -> float:
+    """Share of the updates that the log shows."""
+    log, updates = read_log(ROOT / cell.run_dir), cell.arguments.get("updates", 0)
+    return min(1.0, int(log[-1]["step"]) / updates) if log and updates else 0.0
+
+
 def wall_seconds(log: list[dict[str, str]]) -> float:
-    """Seconds that the rows of a metrics.csv took, repeated and lost ones of an interrupted run included."""
+    """Seconds that the rows of a log took, repeated and lost ones of an interrupted run included."""
     total, before, at = 0.0, 0.0, {}  # at: the clock at each step
-    for row in log:
-        step, now = int(row["step"]), float(row["seconds"])
+    for step, now in ((int(row["step"]), float(row["seconds"])) for row in log if row["seconds"]):
         if now < before:  # the run was continued from its checkpoint, which set back the clock
             before = next((at[earlier] for earlier in sorted(at, reverse=True) if earlier < step), 0.0)
         total += now - before
@@ -280,62 +301,40 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
     folder, key = ROOT / cell.run_dir, {name: getattr(cell, name) for name in KEY}
     result, about = read_json(folder / "result.json"), read_json(folder / "grid.json")
     games, validations = read_rows(folder / "final_episodes.csv"), read_rows(folder / "episodes.csv")
-    # The scripts repeat the values of the last validation in every later row of the log, and a run that was interrupted
-    # has logged some steps twice: take the steps at which games were really played, and the last row of each.
+    # what was logged when games were played, and of that the last value of each step
     steps = {row["update"] for row in validations} | {str(result["step"])}
-    log = read_rows(folder / "metrics.csv")
-    logged = {(row["step"], row["name"]): row for row in log}
+    logged = {(row["step"], row["name"]): row for row in read_log(folder) if row["step"] in steps}
     wanted = ("imagine/reward", "losses/entropy", "imitate/action_error", "imitate/elbo")
-    kept = [row for (step, name), row in logged.items() if step in steps
-            and (name.startswith(("eval/", "expert/")) or name in wanted)]  # fmt: skip
-    last = {row["name"]: float(row["value"]) for row in kept if row["step"] == str(result["step"])}
+    kept = [row for (_, name), row in logged.items() if name.startswith(("eval/", "expert/")) or name in wanted]
 
     def final(name: str) -> str:
-        return number(result.get(name, last.get(name)))
+        last = logged.get((str(result["step"]), name), {}).get("value") or "nan"
+        return number(result.get(name, float(last)))
 
     on_gpu = about.get("gpu") and result["args"].get("cuda", True) and "+cpu" not in about["torch"]
     hardware = about.get("gpu" if on_gpu else "cpu", "unknown")
     hardware += f", up to {about['jobs']} jobs at once" if about.get("jobs", 1) > 1 else ""  # the time depends on it
     returns = result["returns"]
-    mean = sum(returns) / len(returns)
-    variance = sum((value - mean) ** 2 for value in returns) / (len(returns) - 1) if len(returns) > 1 else None
+    error = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None
     row = key | {
         "updates": result["step"], "horizon": result["args"].get("horizon", ""), "games": len(returns),
-        "return_mean": final("eval/return_mean"),
-        "standard_error": "" if variance is None else number((variance / len(returns)) ** 0.5),
+        "return_mean": final("eval/return_mean"), "standard_error": number(error),
         "expert_return": final("expert_return"), "random_return": final("random_return"),
         "score": final("eval/return_vs_expert"), "best_validation": final("best_validation"),
         "latent_distance": final("expert/latent_distance"),
         "latent_distance_expert_actions": final("expert/latent_distance_expert_actions"),
-        "action_agreement": final("expert/action_agreement"), "wall_seconds": number(wall_seconds(log)),
+        "action_agreement": final("expert/action_agreement"),
+        "wall_seconds": number(wall_seconds(read_log(folder, lost=True))),
         "threads": result["args"].get("threads") or "default", "hardware": hardware,
         "torch": about.get("torch", "unknown"), "commit": "+".join(about.get("commits", ["unknown"])),
         "command": shlex.join(["python", *cell.command]),
     }  # fmt: skip
-    return {
-        "": [row],
-        "_metrics": [key | row for row in kept],
-        "_episodes": [key | {"update": r["update"], "game_seed": r["seed"], "return": r["return"],
-                             "length": r.get("length", "")} for r in games],
-    }  # fmt: skip
+    episodes = [{"update": r["update"], "game_seed": r["seed"], "return": r["return"], "length": r.get("length", "")}
+                for r in games]  # fmt: skip
+    return {"": [row], "_metrics": [key | row for row in kept], "_episodes": [key | row for row in episodes]}
 
 
 # the three files
-
-
-@contextlib.contextmanager
-def locked(folder: Path):
-    """Hold a lock on a folder, where the system has one: two grids may write the same file."""
-    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-    try:
-        if handle is not None:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def results_file(results: str, end: str) -> Path:
@@ -351,6 +350,21 @@ def check_files(results: str) -> None:
         rows = read_rows(path)
         if rows and tuple(rows[0]) != columns:
             sys.exit(f"{path} has other columns than this script writes: name another file with --results.")
+
+
+@contextlib.contextmanager
+def locked(folder: Path):
+    """Hold a lock on a folder, where the system has one: two grids may write the same file."""
+    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+    try:
+        if handle is not None:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def replace_rows(path: Path, columns: tuple[str, ...], key: dict, rows: list[dict]) -> None:
@@ -378,7 +392,7 @@ def record(cell: Cell, results: str) -> None:
         replace_rows(results_file(results, end), COLUMNS[end], {name: getattr(cell, name) for name in KEY}, rows)
 
 
-# running
+# a job: on this machine in a thread, or on another in a process of submitit
 
 
 def note_origin(root: Path, run_dir: Path, jobs: int) -> None:
@@ -395,24 +409,11 @@ def note_origin(root: Path, run_dir: Path, jobs: int) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpu = "" if visible == "" else output("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").partition("\n")[0]
     names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text()) if sys.platform == "linux" else []
-    try:
-        old = json.loads((root / run_dir / "grid.json").read_text())
-    except (OSError, ValueError):
-        old = {}
-    commits = list(dict.fromkeys([*old.get("commits", []), commit]))  # more than one: it was continued with other code
+    old = read_json(root / run_dir / "grid.json").get("commits", [])
+    commits = list(dict.fromkeys([*old, commit]))  # more than one: it was continued with other code
     about = {"commits": commits, "torch": importlib.metadata.version("torch"), "gpu": gpu, "jobs": jobs,
              "cpu": f"{os.cpu_count()} cores {(names or [platform.machine()])[0].strip()}"}  # fmt: skip
-    (root / run_dir).mkdir(parents=True, exist_ok=True)
     (root / run_dir / "grid.json").write_text(json.dumps(about, indent=1))
-
-
-def start_process(root: Path, run_dir: Path, command: list[str], gpu: int | None = None) -> subprocess.Popen:
-    """Start a command in its own process group; what it prints is added to console.log in the run's folder."""
-    (root / run_dir).mkdir(parents=True, exist_ok=True)
-    env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
-    with open(root / run_dir / "console.log", "ab") as log:
-        return subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                                env=env, start_new_session=True)  # fmt: skip
 
 
 def stop_processes(processes: list[subprocess.Popen], patience: float = 10.0) -> None:
@@ -426,108 +427,62 @@ def stop_processes(processes: list[subprocess.Popen], patience: float = 10.0) ->
             time.sleep(0.05)
 
 
-def run_in_job(root: Path, run_dir: Path, command: list[str], jobs: int, note: bool) -> int:
-    """What a submitit job does: note where it runs, run the command, leave no process behind."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # cancelling sends it; a shell may have had it ignored
+STARTED: list[subprocess.Popen] = []  # processes of the jobs that run in threads of this process
+
+
+def run_job(root: Path, run_dir: Path, command: list[str], jobs: int, note: bool, gpu: int | None) -> int:
+    """Note where it runs, run a command in its own process group, leave no process behind; its exit status.
+
+    What it prints is added to console.log in the run's folder.
+    """
+    if threading.current_thread() is threading.main_thread():  # submitit cancels by this signal
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    (root / run_dir).mkdir(parents=True, exist_ok=True)
     if note:
         note_origin(root, run_dir, jobs)
-    process = start_process(root, run_dir, command)
+    env = os.environ | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)})
+    with open(root / run_dir / "console.log", "ab") as log:
+        process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+                                   env=env, start_new_session=True)  # fmt: skip
+    STARTED.append(process)
     try:
         return process.wait()
     finally:
         stop_processes([process])
+        STARTED.remove(process)
 
 
-class LocalJobs:
-    """Cells as child processes of this one."""
-
-    def __init__(self, args: Args):
-        self.args, self.slots = args, {}
-
-    def start(self, cell: Cell) -> subprocess.Popen:
-        """Start a cell."""
-        if cell.script:
-            note_origin(ROOT, cell.run_dir, self.args.jobs)
-        slot = min(set(range(self.args.jobs)) - set(self.slots.values()))
-        gpu = self.args.gpus[slot % len(self.args.gpus)] if self.args.gpus else None
-        process = start_process(ROOT, cell.run_dir, [sys.executable, *cell.command], gpu)
-        self.slots[process] = slot
-        return process
-
-    def poll(self, process: subprocess.Popen) -> int | None:
-        """Exit status, or None while it runs."""
-        code = process.poll()
-        if code is not None:
-            self.slots.pop(process, None)
-        return code
-
-    def stop(self) -> None:
-        """End every job."""
-        stop_processes(list(self.slots))
+def make_executor(args: Args):
+    """Where jobs run: threads of this process, or submitit's executor, which has the same verbs."""
+    if args.launcher == "local":
+        return ThreadPoolExecutor(args.jobs)
+    try:
+        import submitit
+    except ImportError:
+        sys.exit("--launcher submitit needs the package submitit: pip install submitit, or leave it out.")
+    try:
+        executor = submitit.AutoExecutor(folder=str(ROOT / args.out / "submitit" / "%j"), cluster=args.cluster)
+    except RuntimeError as error:
+        sys.exit(f"--cluster {args.cluster} cannot be used here ({error}).")
+    slurm = {"slurm_partition": args.slurm_partition, "slurm_account": args.slurm_account}
+    slurm |= {"mem_gb": args.memory_per_job} if args.cluster == "slurm" else {}
+    executor.update_parameters(name="grid", timeout_min=max(1, int(60 * args.hours_per_job)),
+                               cpus_per_task=args.cpus_per_job, gpus_per_node=args.gpus_per_job,
+                               **{name: value for name, value in slurm.items() if value})  # fmt: skip
+    return executor
 
 
-class SubmititJobs:
-    """Cells as jobs of submitit: on a Slurm cluster whose nodes see this repository, or on this machine."""
-
-    def __init__(self, args: Args):
-        try:
-            import submitit
-        except ImportError:
-            sys.exit("--launcher submitit needs the package submitit: pip install submitit, or leave it out.")
-        self.args, self.jobs = args, []
-        folder = ROOT / args.out / "submitit" / "%j"
-        try:
-            self.executor = submitit.AutoExecutor(folder=str(folder), cluster=args.cluster)
-        except RuntimeError as error:
-            sys.exit(f"--cluster {args.cluster} cannot be used here ({error}).")
-        slurm = {"slurm_partition": args.slurm_partition, "slurm_account": args.slurm_account}
-        slurm = {name: value for name, value in slurm.items() if value}
-        if args.cluster == "slurm":
-            slurm["mem_gb"] = args.memory_per_job
-        self.executor.update_parameters(name="grid", timeout_min=max(1, int(60 * args.hours_per_job)),
-                                        cpus_per_task=args.cpus_per_job, gpus_per_node=args.gpus_per_job,
-                                        **slurm)  # fmt: skip
-
-    def start(self, cell: Cell):
-        """Submit a cell."""
-        command, jobs = [sys.executable, *cell.command], self.args.jobs if self.args.cluster == "local" else 1
-        self.jobs.append(self.executor.submit(run_in_job, ROOT, cell.run_dir, command, jobs, bool(cell.script)))
-        return self.jobs[-1]
-
-    def poll(self, job) -> int | None:
-        """Exit status, or None while it waits or runs; 1 if the job itself failed or was cut off."""
-        if not job.done():
-            return None
-        return 1 if job.exception() is not None else job.result()
-
-    def stop(self) -> None:
-        """Cancel every job and wait until it is gone."""
-        jobs = [job for job in self.jobs if not job.done()]
-        for job in jobs:
-            job.cancel()
-        until = time.time() + 30
-        while time.time() < until and not all(job.done() for job in jobs):
-            time.sleep(0.2)
+def stop(jobs: list) -> None:
+    """End jobs and wait until they are gone."""
+    for job in jobs:
+        job.cancel()
+    until = time.time() + 30
+    while time.time() < until and not all(job.done() for job in jobs):
+        stop_processes(list(STARTED))
+        time.sleep(0.2)
 
 
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss."""
-    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}"
-
-
-def seconds_left(waiting: list[Cell], running: dict, spent: dict[str, list[float]], jobs: int) -> float | None:
-    """Time left from the speed of each script so far; None while nothing is known."""
-    speed = {script: list(values) for script, values in spent.items()}  # seconds of a whole cell
-    for cell, began, share in running.values():
-        done = progress(cell) - share
-        if done > 0.02:
-            speed.setdefault(cell.script, []).append((time.time() - began) / done)
-    if not speed:
-        return None
-    mean = {script: sum(values) / len(values) for script, values in speed.items()}
-    default = sum(mean.values()) / len(mean)
-    cells = [(cell, progress(cell)) for cell in [*waiting, *(cell for cell, *_ in running.values())] if cell.script]
-    return sum(mean.get(cell.script, default) * (1 - share) for cell, share in cells) / min(jobs, max(len(cells), 1))
+# running
 
 
 def last_line(path: Path) -> str:
@@ -536,51 +491,56 @@ def last_line(path: Path) -> str:
     return lines[-1].strip()
 
 
-def run(cells: list[Cell], prepared: set[str], launcher, args: Args, total: int) -> dict[Path, str]:
+def run(left: list[Cell], ready: int, args: Args) -> dict[Path, Path]:
     """Run cells, at most `jobs` at once, each after its environment's preparation; the logs of those that failed."""
-    waiting, running, failed, spent = list(cells), {}, {}, {}
-    began, shown, interval = time.time(), 0.0, 5.0 if sys.stdout.isatty() else 60.0
-    done = total - sum(bool(cell.script) for cell in cells)
+    executor, running, failed = make_executor(args), {}, {}
+    env_ids = dict.fromkeys(cell.env_id for cell in left)
+    groups = [[cell for cell in left if cell.env_id == env_id] for env_id in env_ids]
+    waiting = [*(preparation(group, args.out) for group in groups if args.prepare), *left]
+    prepared = set() if args.prepare else set(env_ids)
+    at_once = args.jobs if "local" in (args.launcher, args.cluster) else 1  # on the machine that runs a cell
+    share, shown, screen = {cell: progress(cell) for cell in left}, 0.0, sys.stdout.isatty()
+    lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
+    bar = tqdm(total=ready + len(left), initial=ready + sum(share.values()), file=sys.stdout if screen else lines,
+               bar_format="{n:.1f} of {total} cells, {desc}, {elapsed} passed, {remaining} left")  # fmt: skip
     try:
         while waiting or running:
             for cell in [cell for cell in waiting if not cell.script or cell.env_id in prepared]:
                 if len(running) < args.jobs:
                     waiting.remove(cell)
-                    running[launcher.start(cell)] = cell, time.time(), progress(cell)
-            changed = False
-            for handle, (cell, start, share) in list(running.items()):
-                code = launcher.poll(handle)
-                if code is None:
-                    continue
-                del running[handle]
-                changed, log = True, cell.run_dir / "console.log"
+                    slot = min(set(range(args.jobs)) - {slot for _, slot, _ in running.values()})
+                    gpu = args.gpus[slot % len(args.gpus)] if args.gpus and args.launcher == "local" else None
+                    command = [sys.executable, *cell.command]
+                    job = executor.submit(run_job, ROOT, cell.run_dir, command, at_once, bool(cell.script), gpu)
+                    running[job] = cell, slot, time.time()
+            ended = [job for job in running if job.done()]
+            for job in ended:
+                cell, _, began = running.pop(job)
+                log, code = cell.run_dir / "console.log", job.exception() or job.result()
                 if not cell.script and code == 0:
                     prepared.add(cell.env_id)
-                elif not cell.script:
-                    lost = [other for other in waiting if other.env_id == cell.env_id]
-                    waiting = [other for other in waiting if other.env_id != cell.env_id]
-                    failed |= {other.run_dir: log for other in lost}
-                    print(f"\npreparing {cell.env_id} failed, see {log}: {last_line(ROOT / log)}", flush=True)
                 elif code == 0 and finished(cell):
                     record(cell, args.results)
-                    done += 1
-                    spent.setdefault(cell.script, []).append((time.time() - start) / max(1 - share, 0.05))
+                    share[cell] = 1.0
                     score = read_json(ROOT / cell.run_dir / "result.json").get("eval/return_vs_expert", float("nan"))
-                    print(f"\nfinished {cell.run_dir}: score {score:.2f}, {clock(time.time() - start)}", flush=True)
-                else:
-                    failed[cell.run_dir] = log
-                    print(f"\nfailed {cell.run_dir}, status {code}, see {log}: {last_line(ROOT / log)}", flush=True)
-            if changed or time.time() - shown > interval:
-                shown, left = time.time(), seconds_left(waiting, running, spent, args.jobs)
-                print(f"\rcells {done}/{total} done, {len(failed)} failed, {len(running)} running, "
-                      f"{total - done - len(failed)} left, {clock(time.time() - began)} passed, "
-                      f"{'?' if left is None else clock(left)} left", end="" if sys.stdout.isatty() else "\n",
-                      flush=True)  # fmt: skip
+                    took = tqdm.format_interval(time.time() - began)
+                    bar.write(f"finished {cell.run_dir}: score {score:.2f}, {took}")
+                else:  # without its preparation no cell of an environment can run
+                    lost = [cell] if cell.script else [other for other in waiting if other.env_id == cell.env_id]
+                    waiting = [other for other in waiting if other not in lost]
+                    failed |= {other.run_dir: log for other in lost}
+                    bar.write(f"failed {cell.run_dir}, status {code}, see {log}: {last_line(ROOT / log)}")
+            if ended or time.time() - shown > (5 if screen else 60):
+                shown, share = time.time(), share | {c: progress(c) for c, *_ in running.values() if c.script}
+                bar.n = ready + sum(share.values())
+                bar.set_description_str(f"{len(failed)} failed, {len(running)} running", refresh=False)
+                bar.refresh()
             time.sleep(0.1)
     finally:  # also after Ctrl-C: nothing that was started here goes on, and a second Ctrl-C does not hinder that
         if running:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        launcher.stop()
+        stop(list(running))
+        bar.close()
     return failed
 
 
@@ -598,12 +558,7 @@ def main(args: Args) -> dict:
     for cell in ready:  # the files may be older than the runs, or deleted
         record(cell, args.results)
     print(f"{len(cells)} cells, {len(ready)} finished before", flush=True)
-    env_ids = dict.fromkeys(cell.env_id for cell in left)
-    groups = [[cell for cell in left if cell.env_id == env_id] for env_id in env_ids]
-    first = [preparation(group, args.out) for group in groups] if args.prepare else []
-    prepared = set() if args.prepare else set(env_ids)
-    launcher = (SubmititJobs if args.launcher == "submitit" else LocalJobs)(args) if left else None
-    failed = run([*first, *left], prepared, launcher, args, len(cells)) if left else {}
+    failed = run(left, len(ready), args) if left else {}
     if failed:
         names = ", ".join(f"{run_dir} ({log})" for run_dir, log in failed.items())
         sys.exit(

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """Time a world-model update, an agent update and a policy step, on random pictures, without an environment.
 
@@ -9,9 +9,8 @@
 
 On a CPU the time is the process's own, so other programs disturb it little; on a GPU it is wall time between two
 synchronisations. The three are timed in turns, round after round; the median counts. Batches: B=8 L=16 and 64
-trajectories on a CPU; B=50 L=50 and 512 on a GPU. Actor and critic have 8 x 256 units. The updates are those of
-world_model.py and ditto.py, put together from what they export. --bf16 applies to all three, but ditto.py itself
-imagines and plays in float32.
+trajectories on a CPU; B=50 L=50 and 512 on a GPU. Actor and critic have 8 x 256 units. The losses are those of
+world_model.py and ditto.py. --bf16 applies to all three, but ditto.py itself imagines and plays in float32.
 """
 
 import copy
@@ -76,11 +75,12 @@ def main(args: Args) -> list[dict]:
     cuda = args.cuda and torch.cuda.is_available()
     if args.cudagraphs and not cuda or args.rounds < 1:
         raise SystemExit("--cudagraphs needs a GPU, and --rounds must be 1 or more.")
-    device, A, H, deter = torch.device("cuda" if cuda else "cpu"), 18, 15, SIZES[args.size].get("deter", 1024)
+    device, A, agent = torch.device("cuda" if cuda else "cpu"), 18, ditto.Args()
+    H, size, entropy = agent.horizon, (agent.layers, agent.units), torch.tensor(agent.entropy, device=device)
     B, L, N, runs = (50, 50, 512, 10) if cuda else (8, 16, 64, 1)
     model = world_model.WorldModel(world_model.model_config(world_model.Args(**SIZES[args.size]), 1, A)).to(device)
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
-    actor, critic = ditto.Actor(model.feat_size, A, True, 8, 256), ditto.mlp(model.feat_size, 1, 8, 256)
+    actor, critic = ditto.Actor(model.feat_size, A, True, *size), ditto.mlp(model.feat_size, 1, *size)
     actor.to(device), critic.to(device)
     target = copy.deepcopy(critic).requires_grad_(False)
     adam = functools.partial(torch.optim.Adam, lr=3e-4, fused=True, capturable=cuda)
@@ -97,15 +97,7 @@ def main(args: Args) -> list[dict]:
 
     def agent_update(expert_feat: Tensor):
         with autocast():
-            feat, action = ditto.imagine(frozen, lambda feat, t: actor.sample(feat), expert_feat[0], H)
-            reward = ditto.intrinsic_reward(feat[1:, :, :deter], expert_feat[1:, :, :deter])  # (H, N)
-            with torch.no_grad():
-                value = target(feat).squeeze(-1).float()  # (H + 1, N)
-            returns = ditto.lambda_return(reward, value, 0.95, 0.95)  # (H, N)
-            advantage = returns - value[:-1]
-            advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-            loss = ditto.critic_loss(critic(feat[:-1]).squeeze(-1), returns)
-            loss = loss + ditto.actor_loss(*actor.log_prob(feat[:-1], action), advantage, 0.05)
+            loss, _ = ditto.agent_loss(agent, frozen, actor, critic, target, entropy, expert_feat)
         adam_agent.zero_grad(not args.cudagraphs), loss.backward(), adam_agent.step()
         return loss.detach()
 

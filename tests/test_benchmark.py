@@ -13,18 +13,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tyro
+from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
 import check_body  # noqa: E402
-import plot  # noqa: E402
 import run_grid  # noqa: E402
+
+try:
+    import plot
+except ModuleNotFoundError:
+    plot = None
+needs_plot = pytest.mark.skipif(plot is None, reason="needs requirements-benchmark.txt")
 
 # Writes what ditto.py writes, in no time: four updates, a validation after the second, returns that tell the seed.
 # Files in the working directory make it fail or hang: crash (every cell, after the second update), fail_<seed>, hang.
 STUB = """
 import argparse, dataclasses, json, os, subprocess, sys, time
 from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 
 @dataclasses.dataclass
@@ -49,6 +59,13 @@ def parse_args(cls, sizes, argv):
     return dataclasses.replace(cls(**vars(parser.parse_args(argv))), size="small")
 
 
+def write(step, seconds, scalars):
+    for name, value in [*scalars.items(), ("charts/seconds", seconds)]:
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+        writer.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+    writer.flush()
+
+
 def expert_dataset(args):
     if Path("no_data").exists():
         sys.exit("No data.")
@@ -66,21 +83,22 @@ if __name__ == "__main__":
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
         (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
         time.sleep(60)
+    writer = EventFileWriter(str(folder))
+    start = SessionLog(status=SessionLog.START)  # as SummaryWriter's purge_step
+    writer.add_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
     while step < args.updates:
         step += 1
-        with open(folder / "metrics.csv", "a") as out:
-            out.write("" if out.tell() else "step,seconds,name,value\\n")
-            out.write(f"{step},{step},losses/entropy,{step}\\n{step},{step},losses/policy,9\\n")
-            if step >= 2:  # from here on every row repeats the last validation, as the real scripts do
-                out.write(f"{step},{step},eval/return_mean,5\\n{step},{step},expert/latent_distance,0.{10 - step}\\n")
+        # from step 2 on every row repeats the last validation
+        validation = {"eval/return_mean": 5, "expert/latent_distance": (10 - step) / 10} if step >= 2 else {}
+        write(step, step, {"losses/entropy": step, "losses/policy": 9} | validation)
         if step == 2:
             (folder / "episodes.csv").write_text("update,seed,return,length\\n2,20000,5,7\\n")
             (folder / "checkpoint").write_text("2")
         if step == 3 and Path("crash").exists() or Path(f"fail_{args.seed}").exists():
             sys.exit("The stub was told to fail.")
     returns = [10.0 * args.seed, 10.0 * args.seed + 4]
-    with open(folder / "metrics.csv", "a") as out:
-        out.write(f"{step},{step + 0.5},eval/return_mean,{returns[0] + 2}\\n")
+    write(step, step + 0.5, {"eval/return_mean": returns[0] + 2})
+    writer.close()
     lines = [f"{step},{1000 + i},{value},7\\n" for i, value in enumerate(returns)]
     (folder / "final_episodes.csv").write_text("update,seed,return,length\\n" + "".join(lines))
     result = {"eval/return_mean": returns[0] + 2, "eval/return_vs_expert": 0.5, "expert_return": 30.0,
@@ -167,7 +185,7 @@ def test_rows_of_the_three_files(repository):
     points = [(r["step"], r["name"], r["value"]) for r in rows(repository, "_metrics")
               if (r["variant"], r["seed"]) == ("default", "2")]  # fmt: skip
     assert sorted(points) == [("2", "eval/return_mean", "5"), ("2", "expert/latent_distance", "0.8"),
-                              ("2", "losses/entropy", "2"), ("4", "eval/return_mean", "22.0"),
+                              ("2", "losses/entropy", "2"), ("4", "eval/return_mean", "22"),
                               ("4", "expert/latent_distance", "0.6"), ("4", "losses/entropy", "4")]  # fmt: skip
     games = [r for r in rows(repository, "_episodes") if (r["variant"], r["seed"]) == ("h3", "1")]
     assert [(r["game_seed"], r["return"], r["length"]) for r in games] == [("1000", "10.0", "7"), ("1001", "14.0", "7")]
@@ -304,6 +322,24 @@ def test_time_of_a_continued_run_by_hand():
     assert run_grid.wall_seconds([]) == 0
 
 
+def test_log_of_a_continued_run(tmp_path):
+    """Each scalar with the seconds of its own row; what a run logged after its checkpoint is lost, but cost time."""
+    for first, rows in ((1, [(5, 1, 0.5), (10, 2, 0.25), (15, 90, 7)]), (11, [(15, 3, 0.125), (15, 4.5, 0.0625)])):
+        with SummaryWriter(tmp_path, purge_step=first) as writer:
+            for step, seconds, value in rows:
+                writer.add_scalar("b" if seconds == 4.5 else "a", value, step)
+                writer.add_scalar("charts/seconds", seconds, step)
+        time.sleep(1.1)  # the next file is named by its second
+    kept = run_grid.read_log(tmp_path)
+    assert [(row["step"], row["seconds"], row["name"], row["value"]) for row in kept] == [
+        ("5", "1.0", "a", "0.5"), ("10", "2.0", "a", "0.25"), ("15", "3.0", "a", "0.125"),
+        ("15", "4.5", "b", "0.0625")]  # fmt: skip
+    everything = run_grid.read_log(tmp_path, lost=True)
+    assert [row["seconds"] for row in everything] == ["1.0", "2.0", "90.0", "3.0", "4.5"]
+    assert run_grid.wall_seconds(everything) == 90 + (4.5 - 2)
+    assert run_grid.read_log(tmp_path / "nothing") == []
+
+
 def test_rows_are_replaced_and_a_crash_leaves_the_old_file(tmp_path, monkeypatch):
     file, columns = tmp_path / "grid_metrics.csv", run_grid.COLUMNS["_metrics"]
     key = dict(env_id="E", script="s", variant="default", size="small", num_expert_episodes=8, seed=2)
@@ -336,26 +372,35 @@ def test_a_foreign_file_is_not_overwritten(repository):
 # statistics
 
 
+@needs_plot
 def test_interquartile_mean_by_hand():
     assert plot.interquartile_mean([100, 1, 7, 3, 0, 5, 6, 2]) == 4  # of 2 3 5 6
     assert plot.interquartile_mean([9, 1, 2]) == 4  # a quarter of three is less than one value
     assert plot.interquartile_mean([[0, 1, 3, 9], [4, 4, 4, 4]]).tolist() == [2, 4]
 
 
+@needs_plot
 def test_correlations_by_hand():
-    assert plot.pearson([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
-    assert plot.pearson([1, 2, 3], [6, 4, 2]) == pytest.approx(-1)
-    assert plot.ranks(np.array([5.0, 1, 5, 9])).tolist() == [2.5, 1, 2.5, 4]
-    assert plot.spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
-    assert plot.pearson([1, 2, 3, 4], [1, 8, 27, 64]) < 0.96
-    assert plot.spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
-    assert np.isnan(plot.pearson([1, 2], [1, 2])) and np.isnan(plot.pearson([1, 1, 1], [1, 2, 3]))
+    def pearson(x, y):
+        return plot.correlation(x, y)[0]
+
+    def spearman(x, y):
+        return plot.correlation(x, y)[1]
+
+    assert pearson([1, 2, 3], [1, 3, 2]) == pytest.approx(0.5)
+    assert pearson([1, 2, 3], [6, 4, 2]) == pytest.approx(-1)
+    assert spearman([1, 2, 3, 4], [1, 8, 27, 64]) == pytest.approx(1)
+    assert pearson([1, 2, 3, 4], [1, 8, 27, 64]) < 0.96
+    assert spearman([1, 2, 2, 3], [1, 3, 2, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))  # ranks 1, 2.5, 2.5, 4
+    assert np.isnan(plot.correlation([1, 2], [1, 2])).all() and np.isnan(plot.correlation([1, 1, 1], [1, 2, 3])).all()
 
 
+@needs_plot
 def test_standard_error_by_hand():
     assert plot.standard_error([1, 3]) == pytest.approx(1) and np.isnan(plot.standard_error([1]))
 
 
+@needs_plot
 def test_bootstrap_interval():
     constant = [[np.full(20, 0.7)] * 3, [np.full(20, 0.7)] * 3]
     assert plot.bootstrap(constant, plot.interquartile_mean, 200) == pytest.approx((0.7, 0.7))
@@ -388,6 +433,7 @@ def results(tmp_path_factory):
     return str(folder / "benchmark/results/grid.csv")
 
 
+@needs_plot
 def test_table_has_means_and_says_what_is_missing(results, capsys):
     lines = plot.main(plot.Args(figure="table", csv=results, draws=50))["table"].splitlines()
     cells = {tuple(line.split(" | ")[1:3]): line for line in lines[2:6]}
@@ -398,8 +444,8 @@ def test_table_has_means_and_says_what_is_missing(results, capsys):
     assert len({line.count("|") for line in lines[:6]}) == 1
 
 
+@needs_plot
 def test_figures_are_written(results, tmp_path):
-    pytest.importorskip("matplotlib")
     common = dict(csv=results, num_expert_episodes=4)
     for figure in ("training", "episodes", "horizon", "variants"):
         out = tmp_path / "pictures" / f"{figure}.png"
@@ -413,6 +459,20 @@ def test_figures_are_written(results, tmp_path):
             assert report["points"]["Env-v0", "ditto"][0].tolist() == [3, 15]
 
 
+@needs_plot
+def test_one_run_is_drawn_and_published_from_its_event_files(results, tmp_path):
+    run, published = Path(results).parents[2] / "runs/grid/Env-v0/ditto-small-4-1", tmp_path / "run_metrics.csv"
+    assert plot.main(plot.Args(figure="log", csv=str(run), out=str(published))) == {"rows": 15}
+    lines = published.read_text().splitlines()
+    assert lines[:3] == ["step,seconds,name,value", "1,1.0,losses/entropy,1", "1,1.0,losses/policy,9"]
+    assert lines[-1] == "4,4.5,eval/return_mean,12"
+    for source in (run, published):
+        out = tmp_path / f"{source.name}.png"
+        plot.main(plot.Args(figure="run", csv=str(source), out=str(out)))
+        assert out.stat().st_size > 5000
+
+
+@needs_plot
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -421,6 +481,7 @@ def test_figures_are_written(results, tmp_path):
         (dict(figure="variants", num_expert_episodes=99), "No run with N^E = 99"),
         (dict(figure="table", csv="missing.csv"), "There is no missing.csv"),
         (dict(figure="run", csv="missing.csv"), "There is no missing.csv"),
+        (dict(figure="log", csv="missing"), "There is no missing: name a run's folder"),
     ],
 )
 def test_plot_ends_with_a_sentence(results, options, message):
@@ -437,6 +498,7 @@ def commands(text: str) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("python benchmark/")]
 
 
+@needs_plot
 @pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh", "check_body.py"])
 def test_commands_parse(name):
     found = commands((ROOT / "benchmark" / name).read_text())
