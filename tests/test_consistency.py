@@ -33,12 +33,14 @@ import world_model
 ROOT = Path(ditto.__file__).parent
 sys.path.insert(0, str(ROOT / "benchmark"))
 import check_body  # noqa: E402
+import clip  # noqa: E402
 import speed  # noqa: E402
 
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
            "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
            "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc,
-           "benchmark/speed.py": speed, "benchmark/check_body.py": check_body}  # fmt: skip
+           "benchmark/speed.py": speed, "benchmark/check_body.py": check_body,
+           "benchmark/clip.py": clip}  # fmt: skip
 AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py", "aime_atari.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -1,0 +1,76 @@
+"""A GIF of a trained agent playing, beside what its world model dreams of the same actions.
+
+    python benchmark/clip.py --run-dir runs/PongNoFrameskip-v4/ditto-small-30-1 --out docs/agent_and_dream.gif
+
+Left the game; right the dream, which starts in the model's state every `horizon` steps, is then shown no picture any
+more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py and d_bc.py.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from ditto import Actor  # noqa: E402
+from world_model import Games, load, load_world_model, play, player  # noqa: E402
+
+
+@dataclass
+class Args:
+    run_dir: str
+    """folder of a finished run"""
+    out: str = "agent_and_dream.gif"
+    """the GIF"""
+    steps: int = 240
+    """agent steps shown"""
+    skip: int = 40
+    """agent steps left out before"""
+    horizon: int = 15
+    """agent steps after which the dream starts anew"""
+    seed: int = 1000
+    """seed of the game"""
+
+
+@torch.no_grad()
+def main(args: Args) -> Path:
+    saved, result = (
+        load(Path(args.run_dir) / "checkpoint.pt"),
+        json.loads((Path(args.run_dir) / "result.json").read_text()),
+    )
+    model, meta = (
+        load_world_model(result["world_model"]),
+        json.loads((Path(result["data"]) / "dataset.json").read_text()),
+    )
+    games = Games(result["args"]["env_id"], 1, args.skip + args.steps, meta.get("grayscale", True))
+    bounds = (meta.get("low", -1.0), meta.get("high", 1.0))
+    actor = Actor(
+        model.feat_size, games.action_size, games.discrete, result["args"]["layers"], result["args"]["units"], *bounds
+    )
+    actor.load_state_dict(saved["actor"])
+    torch.manual_seed(args.seed)
+    (game,) = play(games, player(model, actor.sample), [args.seed], keep=(args.seed,))
+    image = torch.from_numpy(game["observations"])[:, None]  # (T + 1, 1, 64, 64, C)
+    action = torch.as_tensor(game["actions"])
+    action = torch.nn.functional.one_hot(action.long(), games.action_size).float() if games.discrete else action.float()
+    prev_action = torch.cat([torch.zeros_like(action[:1]), action])[:, None]  # (T + 1, 1, A)
+    is_first = torch.arange(len(image))[:, None] == 0
+    deter, stoch, *_ = model.encode(image, prev_action, is_first)
+    seen, dream, state = model.to_pixels(model.preprocess(image))[:, 0], [], model.initial(1)
+    for t in range(len(image)):
+        state = (deter[t], stoch[t]) if t % args.horizon == 0 else model.imagine_step(state, prev_action[t])
+        picture = model.to_pixels(model.decode(torch.cat(state, -1)))[0]
+        picture[-2:, : 64 * (t % args.horizon + 1) // args.horizon] = 255
+        dream.append(picture)
+    both = torch.cat([seen, torch.full_like(seen[:, :, :2], 255), torch.stack(dream)], 2)[args.skip :].byte().numpy()
+    frames = [Image.fromarray(frame.squeeze()).resize((520, 256), 0) for frame in both]
+    frames[0].save(args.out, save_all=True, append_images=frames[1:], duration=66, loop=0)
+    return Path(args.out)
+
+
+if __name__ == "__main__":
+    print(main(tyro.cli(Args)))
