@@ -1,3 +1,7 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
+# ///
 """A GIF of a trained agent playing, beside what its world model dreams of the same actions.
 
     python benchmark/clip.py --run-dir runs/PongNoFrameskip-v4/ditto-small-30-1 --out docs/agent_and_dream.gif
