@@ -501,7 +501,8 @@ def run(left: list[Cell], ready: int, args: Args) -> dict[Path, Path]:
     at_once = args.jobs if "local" in (args.launcher, args.cluster) else 1  # on the machine that runs a cell
     share, shown, screen = {cell: progress(cell) for cell in left}, 0.0, sys.stdout.isatty()
     lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
-    bar = tqdm(total=ready + len(left), initial=ready + sum(share.values()), file=sys.stdout if screen else lines,
+    bar = tqdm(total=ready + len(left), initial=ready + sum(share.values()), desc="starting", leave=screen,
+               file=sys.stdout if screen else lines,
                bar_format="{n:.1f} of {total} cells, {desc}, {elapsed} passed, {remaining} left")  # fmt: skip
     try:
         while waiting or running:
@@ -516,7 +517,8 @@ def run(left: list[Cell], ready: int, args: Args) -> dict[Path, Path]:
             ended = [job for job in running if job.done()]
             for job in ended:
                 cell, _, began = running.pop(job)
-                log, code = cell.run_dir / "console.log", job.exception() or job.result()
+                log, error = cell.run_dir / "console.log", job.exception()
+                code = job.result() if error is None else " ".join(str(error).split())
                 if not cell.script and code == 0:
                     prepared.add(cell.env_id)
                 elif code == 0 and finished(cell):
