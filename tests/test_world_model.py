@@ -35,7 +35,8 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 LOG_KEYS = {"losses/world_model", "losses/image_nll", "losses/kl", "losses/grad_norm", "charts/frames_per_second",
             "charts/SPS", "charts/seconds",
             "world_model/posterior_error_start", "world_model/posterior_error_end", "world_model/open_loop_error_1",
-            "world_model/open_loop_error_15", "world_model/copy_error_15", "world_model/kl_validation"}  # fmt: skip
+            "world_model/open_loop_error_15", "world_model/copy_error_15", "world_model/moving_error_1",
+            "world_model/moving_error_5", "world_model/moving_error_10", "world_model/moving_error_15"}  # fmt: skip
 
 
 def debug_args(folder: Path | str, run_dir: Path, **changes) -> Args:
@@ -470,6 +471,55 @@ def test_shipped_bfloat16_weights_load(trained, tmp_path):
     model = world_model.load_world_model(tmp_path / "world_model.pt")
     assert all(p.dtype == torch.float32 for p in model.parameters())
     torch.testing.assert_close(model.gru.weight_hh, saved["model"]["gru.weight_hh"], atol=0.01, rtol=0.01)
+
+
+class Slider:
+    """A world of one bright pixel that moves a column per step; `drawn` says where it is dreamt."""
+
+    feat_size, deter_size = 1, 1
+
+    def __init__(self, drawn):
+        self.drawn = drawn
+
+    def encode_episodes(self, data):
+        return torch.arange(int(data.starts[-1]))[:, None].float()
+
+    def imagine(self, act, feat, horizon):
+        assert act(feat, horizon - 1).shape == (len(feat), 3)
+        return torch.stack([feat + t for t in range(horizon + 1)]), None
+
+    def preprocess(self, image):
+        return image.movedim(-1, -3).float() / 100
+
+    def decode(self, feat):
+        pictures = torch.zeros(*feat.shape[:-1], 1, 64, 64)
+        row, value = self.drawn(feat[..., 0].long() % 40)
+        return pictures.index_put((*torch.meshgrid(*map(torch.arange, feat.shape[:-1]), indexing="ij"),
+                                   torch.tensor(0), row, feat[..., 0].long() % 40), torch.tensor(value))  # fmt: skip
+
+    def to_pixels(self, pictures):
+        return (pictures * 100).movedim(-3, -1)
+
+
+@pytest.mark.parametrize(
+    "drawn, error",
+    [
+        (lambda column: (torch.full_like(column, 9), 2.0), 0.0),  # where it is
+        (lambda column: (torch.full_like(column, 9), 0.0), 1.0),  # not at all
+        (lambda column: (torch.full_like(column, 9), 1.0), 0.25),  # half as bright
+    ],
+)
+def test_moving_error_by_hand(tmp_path, drawn, error):
+    frames = np.zeros((40, 64, 64, 1), np.uint8)
+    frames[np.arange(40), 9, np.arange(40)] = 200  # 2 when normalised
+    frames[:, 30:40] = 50  # still: its error does not count
+    for name in ("train_00000", "val_00000"):
+        tiny.write_episode(tmp_path / f"{name}.npz", frames, np.zeros(39, int))
+    (tmp_path / "dataset.json").write_text(json.dumps({"num_actions": 3}))
+    metrics, panel = world_model.validate(Slider(drawn), Episodes([str(tmp_path)], "val"))
+    for step in (1, 5, 10, 15):
+        assert metrics[f"world_model/moving_error_{step}"] == pytest.approx(error, abs=1e-6)
+    assert panel.shape == (4 * 64, 6 * 64, 1) and panel.dtype == np.uint8
 
 
 # bad input ends with one sentence
