@@ -16,11 +16,11 @@ from torch import nn
 
 import aime_atari
 from aime_atari import Actor, Demonstrations, imitation_loss, straight_through
-from world_model import Episodes, Streams
+from world_model import CategoricalLatent, Episodes, Streams, WorldModel
 
 LOG_KEYS = {"losses/policy", "losses/nll", "losses/kl", "losses/entropy", "losses/grad_norm", "expert/latent_distance",
             "expert/latent_distance_expert_actions", "expert/action_agreement", "eval/return_mean", "eval/return_std",
-            "eval/return_vs_expert", "charts/SPS"}  # fmt: skip
+            "eval/return_vs_expert", "charts/SPS", "charts/seconds"}  # fmt: skip
 
 
 def fixed_actor(rule) -> SimpleNamespace:
@@ -54,12 +54,14 @@ class Ring:
     The latent is the place (one variable, 4 classes) and so is the state; the embedding is the place as one-hot.
     """
 
-    config = {"deter": 4, "image_weight": 3.0, "beta": 2.0, "dilation": 1}
+    image_weight, beta = 3.0, 2.0
     shifts = torch.stack([torch.eye(4).roll(k, 1) for k in range(3)])  # (3, 4, 4)
-    latent = SimpleNamespace(stoch=1, classes=4, sample=lambda logits: F.one_hot(logits.argmax(-1), 4).float())
+    filter, evidence = WorldModel.filter, WorldModel.evidence
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.priors = [], [None]
+        self.latent = CategoricalLatent(1, 4)
+        self.latent.sample = lambda logits: F.one_hot(logits.argmax(-1), 4).float()  # no noise
 
     action_in = staticmethod(lambda action: action)
     post_embed = staticmethod(lambda embed: embed)
@@ -69,14 +71,14 @@ class Ring:
         self.asked.append((state[0].detach(), action_in.detach()))
         return torch.einsum("bi,ba,aij->bj", state[1], action_in, self.shifts)
 
-    def prior(self, deter):
+    def prior(self, deter, member=0):
         return 5 * deter
 
     def post_out(self, hidden):
         return 5 * hidden
 
-    def decode(self, feat):  # (T, B, 8) -> (T, B, 1, 1, 4)
-        return feat[..., None, None, :4]
+    def predict(self, feat):  # (T, B, 8) -> (T, B, 1, 1, 4)
+        return feat[..., None, None, :4], None
 
     def preprocess(self, image):
         return image
@@ -174,7 +176,7 @@ def test_the_known_actions_are_recovered(objective):
 def test_gradients_reach_the_policy_through_either_term_and_never_the_model(small_model, counting, objective):
     data = Episodes([counting], "train", actions=False)
     small_model.requires_grad_(False)
-    embed, image, is_first = Streams(Demonstrations(small_model, data), 2, 4, carry=True, seed=0).next()
+    embed, image, is_first = Streams(Demonstrations(small_model, data), 2, 4, seed=0).next()
     actor = Actor(small_model.feat_size, 3, True, 1, 8)
     nn.init.normal_(actor.net[-1].weight, std=2.0)
     loss, _, _ = imitation_loss(small_model, actor, embed, image, is_first, small_model.initial(2), objective)
@@ -186,7 +188,7 @@ def test_gradients_reach_the_policy_through_either_term_and_never_the_model(smal
 def test_evidence_is_what_the_model_was_trained_on(small_model, counting):
     """With the recorded actions in place of the policy's: the model's own loss, up to its mean over frames."""
     recorded = Episodes([counting], "train")
-    small_model.config["kl_balance"], T, B = 0.5, 5, 2
+    small_model.kl_balance, T, B = 0.5, 5, 2
     rows = recorded.starts[:2] + torch.arange(T)[:, None]  # (T, B)
     image, prev_action, is_first = recorded.rows(rows)
     queue = list(prev_action)
@@ -199,6 +201,18 @@ def test_evidence_is_what_the_model_was_trained_on(small_model, counting):
         loss, metrics, _ = imitation_loss(small_model, actor, embed, image, is_first, small_model.initial(B))
     assert loss.item() == pytest.approx(T * expected.item(), rel=1e-4)
     assert metrics["losses/kl"].item() == pytest.approx(T * parts["losses/kl"].item(), rel=1e-4)
+
+
+def test_the_kl_alone_is_the_evidences_kl_and_decodes_nothing(small_model, counting, monkeypatch):
+    data, kls = Demonstrations(small_model, Episodes([counting], "train", actions=False)), []
+    actor = Actor(small_model.feat_size, 3, True, 1, 8)
+    for objective in ("elbo", "kl"):
+        torch.manual_seed(0)
+        batch = Streams(data, 2, 4, seed=0).next()
+        _, metrics, _ = imitation_loss(small_model, actor, *batch, small_model.initial(2), objective)
+        kls.append(metrics["losses/kl"])
+        monkeypatch.setattr(small_model, "predict", None)
+    assert torch.equal(*kls) and metrics["losses/nll"] == 0
 
 
 # whole runs
@@ -219,11 +233,11 @@ def run(recorded, trained, tmp_path_factory):
 
 def test_run_writes_its_files_and_logs_its_keys(run):
     run_dir, result = run
-    files = {"checkpoint.pt", "metrics.csv", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif"}
+    files = {"checkpoint.pt", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif"}
     assert files == {path.name for path in run_dir.iterdir() if "tfevents" not in path.name}
     log = read_log(run_dir)
     assert {name for _, name in log} == LOG_KEYS and {step for step, _ in log} == {5, 10, 15, 20}
-    assert np.isfinite(list(map(float, log.values()))).all()
+    assert np.isfinite(list(log.values())).all()
     stored = json.loads((run_dir / "result.json").read_text())
     assert {key: stored[key] for key in result} == result and len(stored["returns"]) == 2
 
@@ -232,16 +246,22 @@ def test_resumed_run_equals_uninterrupted_run(recorded, trained, run, tmp_path, 
     run_dir, result = run
     args = debug_args(recorded, trained, tmp_path)
     with monkeypatch.context() as patch:
-        interrupt(patch, aime_atari, 15)  # the last checkpoint is update 10's
+        interrupt(patch, 15)  # the last checkpoint is update 10's
         with pytest.raises(KeyboardInterrupt):
             aime_atari.main(args)
     aime_atari.main(args)
     saved = [torch.load(path / "checkpoint.pt", weights_only=True) for path in (run_dir, tmp_path)]
-    for name in ("actor", "optimizer", "streams", "torch_rng", "step", "best"):
+    for name in ("actor", "optimizer", "step", "best"):
         assert same_tensors(saved[0][name], saved[1][name]), name
-    assert all(torch.equal(a, b) for a, b in zip(saved[0]["state"], saved[1]["state"]))
+    own = [content["ranks"][0] for content in saved]  # random states, and the streams with the state they carry
+    states = [dict(content["streams"]) for content in own]
+    assert all(torch.equal(a, b) for a, b in zip(*(state.pop("state") for state in states), strict=True))
+    assert same_tensors(*states) and torch.equal(own[0]["torch_rng"], own[1]["torch_rng"])
     logs = [read_log(path) for path in (run_dir, tmp_path)]
-    assert all(key[1] == "charts/SPS" or logs[1][key] == logs[0][key] for key in logs[0].keys() | logs[1].keys())
+    assert all(
+        key[1] in ("charts/SPS", "charts/seconds") or logs[1][key] == logs[0][key]
+        for key in logs[0].keys() | logs[1].keys()
+    )
 
 
 def test_the_demonstrations_actions_cannot_be_read(recorded, trained, run, tmp_path):
