@@ -37,6 +37,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -865,7 +866,9 @@ class Run:
             f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}" + f" {kept[k]}" * (type(kept[k]) is not bool)
             for k in wrong
         ]
-        other += [f"{saved.get('script')}.py"] if saved.get("script") != self.script else []
+        other += (
+            [f"{saved.get('script', 'an older version of this script')}"] if saved.get("script") != self.script else []
+        )
         other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if saved.get(k) != v]
         other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
         if other:
@@ -917,7 +920,7 @@ class Run:
         self.total = updates or self.total
         lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip()), flush=lambda: None)
         self.bar = tqdm(total=updates, initial=self.step, unit=" updates", file=sys.stdout if screen else lines,
-                        mininterval=0.5 if screen else 30, disable=self.rank > 0,
+                        mininterval=0.5 if screen else 30, disable=self.rank > 0 or not updates,
                         bar_format="{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left")  # fmt: skip
         while self.step < updates:
             self.set_rate()
@@ -1065,7 +1068,10 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = WorldModel(content["config"])
-        model.load_state_dict({name: value.float() for name, value in content["model"].items()})
+        weights = {
+            re.sub(r"^prior\.", "priors.0.", name): value for name, value in content["model"].items()
+        }  # older ones
+        model.load_state_dict({name: value.float() for name, value in weights.items()})
     except Exception as error:
         sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
     if env_id and content.get("env_id", env_id) != env_id:
