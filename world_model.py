@@ -552,14 +552,29 @@ def beta_nll(log_prob: Tensor, std: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]
     return -(log_prob * std.detach()).sum(-1), kl * std.detach().mean(-1)
 
 
+def encoder_of(depth: int, channels: int, picture: int) -> nn.Sequential:
+    """Convolutions (B, C, 64, 64) -> (B, 32 * depth), sides 64 -> 31 -> 14 -> 6 -> 2; one fewer for pictures of 32."""
+    widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth][: 5 if picture == 64 else 4]
+    layers = [layer for i, o in zip(widths, widths[1:]) for layer in (nn.Conv2d(i, o, 4, stride=2), nn.ELU())]
+    return nn.Sequential(*layers, nn.Flatten())
+
+
+def decoder_of(depth: int, channels: int, picture: int) -> tuple[int, nn.Sequential]:
+    """Width of the layer before it, and transposed convolutions to (B, C, 64, 64), sides 5 -> 13 -> 30 -> 64."""
+    width, side, kernels = (4 * depth, 5, (5, 6, 6)) if picture == 64 else (2 * depth, 6, (4, 6))  # 6 -> 14 -> 32
+    layers, last = [nn.Unflatten(-1, (width, side, side))], width
+    for k, kernel in enumerate(kernels):
+        out = width // 2 ** (k + 1) if k + 1 < len(kernels) else channels
+        layers += [nn.ELU()] * (k > 0) + [nn.ConvTranspose2d(last, out, kernel, stride=2)]
+        last = out
+    return width * side * side, nn.Sequential(*layers)
+
+
 class WorldModel(nn.Module):
-    """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated.
+    """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated."""
 
-    config, see `model_config`: classes 0 makes the latent Gaussian; with `sensors` (total size O) an observation is a
-    vector (O,) and not a picture; deviation `learned`: the decoder predicts its own standard deviation, else it is 1;
-    ensemble: number of prior heads.
-    """
-
+    # what a config may leave out. classes 0: a Gaussian latent of size stoch. sensors O: observations are vectors (O,),
+    # not pictures. deviation learned: the decoder predicts its own. ensemble: number of prior heads
     defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "ensemble": 1, "free_nats": 0.0, "picture": 64,
                 "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0, "beta": 1.0,
                 "kl_balance": None}  # fmt: skip
@@ -567,51 +582,37 @@ class WorldModel(nn.Module):
     def __init__(self, config: dict):
         super().__init__()
         self.config, c = config, self.defaults | config
-        depth, hidden, channels = c["depth"], c["hidden"], c["channels"]
-        self.picture, self.sensors, self.dilation, self.learned = (
-            c["picture"], c["sensors"], c["dilation"], c["deviation"] == "learned")  # fmt: skip
+        depth, hidden, channels, deter, picture = (c[k] for k in ("depth", "hidden", "channels", "deter", "picture"))
+        self.sensors, self.picture, self.dilation, self.learned = (
+            c["sensors"], picture, c["dilation"], c["deviation"] == "learned")  # fmt: skip
         self.image_weight, self.beta, self.kl_balance, self.free_nats = (
             c["image_weight"], c["beta"], c["kl_balance"], c["free_nats"])  # fmt: skip
         self.latent = CategoricalLatent(c["stoch"], c["classes"]) if c["classes"] else GaussianLatent(c["stoch"])
-        self.deter_size, self.feat_size = c["deter"], c["deter"] + self.latent.size
-        # where the observation is a picture, its statistics, set by the training script (`measure`)
-        pixels = (channels, self.picture, self.picture) if c["pixel_stats"] == "pixel" else (1, 1, 1)
+        self.deter_size, self.feat_size = deter, deter + self.latent.size
+        # statistics of the pictures, set by the training script (`measure`)
+        pixels = (channels, picture, picture) if c["pixel_stats"] == "pixel" else (1, 1, 1)
         self.register_buffer("pixel_mean", torch.zeros(pixels))
         self.register_buffer("pixel_std", torch.ones(pixels))
-        widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth][: {32: 4, 64: 5}[self.picture]]
-        convs = [
-            (nn.Conv2d(i, o, 4, stride=2), nn.ELU()) for i, o in zip(widths, widths[1:] if not self.sensors else ())
-        ]
-        self.encoder = nn.Sequential(
-            *(layer for pair in convs for layer in pair), nn.Flatten()
-        )  # 64 -> 31 -> 14 -> 6 -> 2
-        embed = self.sensors or 4 * widths[-1]  # (B, C, 64, 64) -> (B, E); sensors enter as they are
+        self.encoder = nn.Identity() if self.sensors else encoder_of(depth, channels, picture)
+        embed = self.sensors or 4 * (8 if picture == 64 else 4) * depth  # E
         # recurrent step: W_z z + W_a a -> LayerNorm -> ELU -> GRU (authors' code)
         self.stoch_in = nn.Linear(self.latent.size, hidden)
         self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
         self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
-        self.gru = nn.GRUCell(hidden, c["deter"])
-        self.priors = nn.ModuleList(
-            nn.Sequential(nn.Linear(c["deter"], hidden), nn.LayerNorm(hidden, eps=1e-3), nn.ELU(),
-                          nn.Linear(hidden, self.latent.outputs)) for _ in range(c["ensemble"]))  # fmt: skip
-        self.post_deter = nn.Linear(c["deter"], hidden)
+        self.gru = nn.GRUCell(hidden, deter)
+        last = lambda: (nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.outputs))  # noqa: E731
+        self.priors = nn.ModuleList(nn.Sequential(nn.Linear(deter, hidden), *last()) for _ in range(c["ensemble"]))
+        self.post_deter = nn.Linear(deter, hidden)
         self.post_embed = nn.Linear(embed, hidden, bias=False)
-        self.post_out = nn.Sequential(nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.outputs))
+        self.post_out = nn.Sequential(*last())
         if self.sensors:
-            outputs = self.sensors * (1 + self.learned)
-            self.decoder_in = nn.Sequential(
-                nn.Linear(self.feat_size, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()
-            )
-            self.decoder = nn.Linear(hidden, outputs)
+            layers = nn.Linear(self.feat_size, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()
+            self.decoder_in, self.decoder = nn.Sequential(*layers), nn.Linear(hidden, self.sensors * (1 + self.learned))
         else:
             # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
-            first, kernels, side = {64: (4 * depth, (5, 6, 6), 5), 32: (2 * depth, (4, 6), 6)}[self.picture]
-            self.decoder_in = nn.Sequential(
-                nn.Linear(self.feat_size, embed), nn.Linear(embed, first * side * side), nn.ELU())  # fmt: skip
-            widths = [first // 2**k for k in range(len(kernels))] + [channels]
-            ups = [(nn.ConvTranspose2d(i, o, k, stride=2), nn.ELU()) for i, o, k in zip(widths, widths[1:], kernels)]
-            self.decoder = nn.Sequential(nn.Unflatten(-1, (first, side, side)),  # 5 -> 13 -> 30 -> 64
-                                         *[layer for pair in ups for layer in pair][:-1])  # fmt: skip
+            width, decoder = decoder_of(depth, channels, picture)
+            self.decoder_in = nn.Sequential(nn.Linear(self.feat_size, embed), nn.Linear(embed, width), nn.ELU())
+            self.decoder = decoder
         for name, weight in self.named_parameters():
             if weight.ndim > 1:
                 (nn.init.orthogonal_ if name == "gru.weight_hh" else nn.init.xavier_uniform_)(weight)
@@ -866,9 +867,8 @@ class Run:
             f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}" + f" {kept[k]}" * (type(kept[k]) is not bool)
             for k in wrong
         ]
-        other += (
-            [f"{saved.get('script', 'an older version of this script')}"] if saved.get("script") != self.script else []
-        )
+        maker = f"{saved['script']}.py" if "script" in saved else "an older version"
+        other += [maker] if saved.get("script") != self.script else []
         other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if saved.get(k) != v]
         other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
         if other:
@@ -918,7 +918,7 @@ class Run:
         """Count the updates that are left, with a progress bar; a log file gets a line now and then instead."""
         screen = sys.stdout.isatty()
         self.total = updates or self.total
-        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip()), flush=lambda: None)
+        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
         self.bar = tqdm(total=updates, initial=self.step, unit=" updates", file=sys.stdout if screen else lines,
                         mininterval=0.5 if screen else 30, disable=self.rank > 0 or not updates,
                         bar_format="{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left")  # fmt: skip
