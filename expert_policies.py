@@ -1,7 +1,7 @@
 """The experts of collect_data.py: policy networks from files or the Hub, a user's function, players without weights.
 
 An expert has a `name`, which the data set records, and `act(games, rngs, free) -> actions (N,) or (N, A)` for the N
-slots of `collect_data.Games`; rngs holds one random generator per game, so that a game does not depend on the others,
+slots of `world_model.Games`; rngs holds one random generator per game, so that a game does not depend on the others,
 and `free` (N,) is false where another action will be played anyway. `load_expert` at the end turns --expert into one.
 
 Without weights or download (`embedded`):
@@ -42,7 +42,7 @@ def random_actions(games, rngs: list[np.random.Generator]) -> np.ndarray:
 
 def stack_frames(stack: np.ndarray | None, games, size: int) -> np.ndarray:
     """Add the newest frame to a stack (N, 4, size, size), oldest first; a new game or life empties it before."""
-    newest = games.frames84 if size == 84 else games.frames[..., 0]
+    newest = games.frames84 if size == 84 else games.seen[..., 0]
     stack = np.zeros((games.num_envs, 4, size, size), np.uint8) if stack is None else stack
     stack = np.where(games.fresh[:, None, None, None], np.uint8(0), stack)
     return np.concatenate([stack[:, 1:], newest[:, None]], 1)
@@ -171,7 +171,7 @@ class UserPlayer:
 
     def __init__(self, policy, games, slot: int, rng: np.random.Generator, env_id: str):
         self.policy, self.games, self.slot, self.stack = policy, games, slot, None
-        self.env = Emulator(games, slot, rng, env_id) if games.atari else games.envs[slot]
+        self.env = Emulator(games, slot, rng, env_id) if games.atari else games.envs.envs[slot]
 
     def act(self, free: bool):
         """The policy's action for what the slot shows now."""
@@ -212,7 +212,7 @@ class Emulator:
     def follow(self) -> None:
         """Repeat the slot's last action, if it has played one."""
         if self.games.steps[self.slot]:
-            self.step(int(self.games.played[self.slot]))
+            self.step(int(self.games.action[self.slot]))
 
     def value(self, choose) -> float:
         """Discounted reward, less a penalty for a lost life, of playing `choose(t)` for t = 0, 1, ... from here."""
@@ -310,7 +310,7 @@ class Boxer(Emulator):
 
     def act(self, free: bool) -> int:
         """Action for the slot, a function of both boxers' places and of the last two actions alone."""
-        before, now = self.action, self.games.played[self.slot] if self.games.steps[self.slot] else 0
+        before, now = self.action, self.games.action[self.slot] if self.games.steps[self.slot] else 0
         self.follow()
         x, y, other_x, other_y = self.ale.getRAM()[[32, 34, 33, 35]].astype(int)
         ahead, below = other_x - x, other_y - y

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """Train a small Atari expert from pixels with PPO, on one core.
 
@@ -33,7 +33,6 @@ import time
 from dataclasses import dataclass
 from typing import Literal
 
-import ale_py
 import gymnasium as gym
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from collect_data import Games
+from world_model import Games, play
 
 
 @dataclass
@@ -150,17 +149,17 @@ def policy_loss(logits: Tensor, action: Tensor, old_logprob: Tensor, advantage: 
 @torch.no_grad()
 def evaluate(model: ActorCritic, env_id: str, episodes: int, seed: int, max_steps: int) -> np.ndarray:
     """Play whole games with sampled actions; unclipped returns (episodes,)."""
-    # Every slot counts its first game only: the first games to finish among many would be the short ones.
-    games, generator = Games(env_id, episodes, seed, max_steps), torch.Generator().manual_seed(seed)
-    stack = push_frame(np.zeros((episodes, 64, 64, 4), np.uint8), games.reset(), np.ones(episodes, bool))
-    returns, over, lives = np.zeros(episodes), np.zeros(episodes, bool), np.zeros(episodes, int)
-    while not over.all():
-        action = torch.multinomial(model(torch.from_numpy(stack))[0].softmax(-1), 1, generator=generator)[:, 0]
-        frame, reward, terminated, truncated, info = games.step(action.numpy())
-        returns += reward * ~over
-        stack = push_frame(stack, frame, terminated | truncated | (info["lives"] < lives))
-        over, lives = over | terminated | truncated, info["lives"]
-    return returns
+    generator = torch.Generator().manual_seed(seed)
+    stack, lives = np.zeros((episodes, 64, 64, 4), np.uint8), np.zeros(episodes, int)
+
+    def act(games: Games) -> np.ndarray:
+        nonlocal stack, lives
+        stack = push_frame(stack, games.seen, (games.steps == 0) | (games.lives < lives))
+        lives = games.lives
+        return torch.multinomial(model(torch.from_numpy(stack))[0].softmax(-1), 1, generator=generator)[:, 0].numpy()
+
+    played = play(Games(env_id, episodes, max_steps), act, range(seed, seed + episodes))
+    return np.array([game["return"] for game in sorted(played, key=lambda game: game["seed"])])
 
 
 def save(path: str, data: dict) -> None:
@@ -173,7 +172,6 @@ def save(path: str, data: dict) -> None:
 def main(args: Args) -> dict:
     """Train, evaluate and write one expert; returns its score and where it lies."""
     torch.set_num_threads(1)  # networks this small gain nothing from more
-    gym.register_envs(ale_py)
     if args.env_id not in gym.registry or not re.fullmatch(r"\w+NoFrameskip-v4", args.env_id):
         raise SystemExit(f"--env-id {args.env_id} is not an Atari game; write it like MsPacmanNoFrameskip-v4.")
     run_dir = args.run_dir or f"runs/{args.env_id}/train_expert-{args.size}"
@@ -186,7 +184,7 @@ def main(args: Args) -> dict:
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    num_actions = int(Games(args.env_id, 1, args.seed).action_space.n)
+    num_actions = Games(args.env_id, 1).action_size
     model = ActorCritic(num_actions)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, eps=1e-5, fused=True)
     T, N = args.num_steps, args.num_envs
@@ -218,8 +216,9 @@ def main(args: Args) -> dict:
     logprob, reward = torch.zeros(T, N), torch.zeros(T, N)
     for update in range(first, updates):
         if update == first or update % args.checkpoint_every == 0:  # (1) start, with seeds not used before
-            games = Games(args.env_id, N, args.seed + 1000 * (update + 1), args.max_steps)
-            stack = push_frame(np.zeros((N, 64, 64, 4), np.uint8), games.reset(), np.ones(N, bool))
+            games, seed = Games(args.env_id, N, args.max_steps), args.seed + 1000 * (update + 1)
+            games.reset(range(seed, seed + N))
+            stack = push_frame(np.zeros((N, 64, 64, 4), np.uint8), games.seen, np.ones(N, bool))
             lives, returns, since, steps_since = np.zeros(N, int), np.zeros(N), time.perf_counter(), 0
         remaining = 1 - update / updates  # (2) anneal
         optimizer.param_groups[0]["lr"] = remaining * args.lr
@@ -230,11 +229,11 @@ def main(args: Args) -> dict:
                 logits, value[t] = model(obs[t])
                 action[t] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
                 logprob[t] = logits.log_softmax(-1).gather(1, action[t][:, None])[:, 0]
-                frame, raw_reward, terminated, truncated, info = games.step(action[t].numpy())
+                raw_reward, terminated, truncated, info = games.step(action[t].numpy())
                 over, lost, lives = terminated | truncated, info["lives"] < lives, info["lives"]
                 reward[t], done[t] = torch.from_numpy(np.sign(raw_reward)), torch.from_numpy(over | lost)
                 forced[t] = torch.from_numpy(info["forced"])
-                stack = push_frame(stack, frame, over | lost)
+                stack = push_frame(stack, games.seen, over | lost)
                 returns += raw_reward
                 for i in np.flatnonzero(over):
                     writer.add_scalar("charts/episodic_return", returns[i], (update * T + t + 1) * N)

@@ -20,7 +20,7 @@ from ale_py.vector_env import AtariVectorEnv
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny import assert_one_sentence
 
-from collect_data import FIELDS, Args, Games, area_matrix, collect, main, make_env, play, resize, to_gray
+from collect_data import FIELDS, Args, Policy, collect, main
 from expert_policies import (
     Emulator,
     RandomExpert,
@@ -30,6 +30,7 @@ from expert_policies import (
     pendulum_swing_up,
     pong_rally,
 )
+from world_model import Games, area_matrix, make_env, play, resize, to_gray
 
 BREAKOUT = "BreakoutNoFrameskip-v4"
 
@@ -95,12 +96,12 @@ def test_gray_by_hand():
 
 
 def test_forced_actions_after_a_lost_life():
-    games = Games(BREAKOUT, 1, seed=0)
-    games.reset()
+    games = Games(BREAKOUT, 1)
+    games.reset([0])
     assert games.fresh[0]
     played, forced, lives, fresh = [], [], [], []
     for _ in range(120):  # action 3 keeps the paddle in the corner and never fires
-        _, _, _, _, info = games.step(np.array([3]))
+        _, _, _, info = games.step(np.array([3]))
         played.append(int(info["action"][0]))
         forced.append(bool(info["forced"][0]))
         lives.append(int(info["lives"][0]))
@@ -112,31 +113,31 @@ def test_forced_actions_after_a_lost_life():
 
 
 def test_rewards_are_not_clipped_and_max_steps_cuts():
-    games = Games("SpaceInvadersNoFrameskip-v4", 4, seed=0, max_steps=150)
-    games.reset()
+    games = Games("SpaceInvadersNoFrameskip-v4", 4, max_steps=150)
+    games.reset(range(4))
     rng, rewards = np.random.default_rng(0), []
     for t in range(150):
-        _, reward, terminated, truncated, info = games.step(rng.integers(6, size=4))
+        reward, terminated, truncated, info = games.step(rng.integers(6, size=4))
         rewards += reward.tolist()
         assert (truncated == (t == 149)).all() and not terminated.any()
-    assert max(rewards) >= 5 and (games.steps == 0).all() and info["final_frame"].shape == (4, 64, 64, 1)
+    assert max(rewards) >= 5 and (games.steps == 0).all() and info["seen"].shape == (4, 64, 64, 1)
 
 
 def test_emulator_shows_the_same_frames():
     for env_id in (BREAKOUT, "MsPacmanNoFrameskip-v4"):
-        games, rng, total = Games(env_id, 2, seed=3), np.random.default_rng(0), 0
+        games, rng, total = Games(env_id, 2), np.random.default_rng(0), 0
         games.envs = AtariVectorEnv(gym.spec(env_id).kwargs["game"], 2, stack_num=1, reward_clipping=False,
                                     img_height=210, img_width=160, autoreset_mode="SameStep")  # fmt: skip
-        games.reset()
+        games.reset([3, 4])
         emulator, twin = (Emulator(games, 1, rng, env_id) for _ in range(2))
         assert np.array_equal(emulator.ale.getScreenGrayscale(), games.frames84[1])  # not resized, so byte for byte
         for t in range(100):
             if t % 20 == 0:
                 twin.value(lambda t: t % 4)  # trying something leaves no trace
-            _, reward, terminated, _, _ = games.step(rng.integers(4, size=2))
+            reward, terminated, _, _ = games.step(rng.integers(4, size=2))
             if terminated[1]:
                 break
-            screens, action = [], emulator.actions[int(games.played[1])]
+            screens, action = [], emulator.actions[int(games.action[1])]
             for _ in range(4):
                 total += emulator.ale.act(action) - reward[1] / 4
                 screens.append(emulator.ale.getScreenGrayscale())
@@ -147,8 +148,9 @@ def test_emulator_shows_the_same_frames():
 
 def test_a_game_is_a_function_of_its_seed():
     def games_of(num_envs, seeds):
-        games = Games(BREAKOUT, num_envs, 0, max_steps=40)
-        return {int(game["seed"]): game for game in play(games, RandomExpert(), seeds, epsilon=0.1)}
+        games = Games(BREAKOUT, num_envs, max_steps=40)
+        played = play(games, Policy(games, RandomExpert(), epsilon=0.1), seeds, keep=seeds)
+        return {game["seed"]: game for game in played}
 
     together, alone = games_of(3, [7, 8, 9, 10]), games_of(1, [10])
     assert set(together) == {7, 8, 9, 10}
@@ -193,13 +195,14 @@ def test_truncation_and_epsilon(tmp_path):
 
 def test_continuous_actions_rgb_and_grey():
     for grayscale, channels in ((True, 1), (False, 3)):
-        games = Games("Drawn-v0", 2, 0, grayscale=grayscale)
-        assert games.reset().shape == (2, 64, 64, channels)
-        frames, *_, info = games.step(np.array([[5.0], [-0.5]]))
+        games = Games("Drawn-v0", 2, grayscale=grayscale)
+        games.reset([0, 1])
+        assert games.seen.shape == (2, 64, 64, channels)
+        *_, info = games.step(np.array([[5.0], [-0.5]]))
         blue = np.array([30, 5])  # 10 + 10 * angle
         expected = [255, 100, blue] if channels == 3 else [0.299 * 255 + 0.587 * 100 + 0.114 * blue]
         for c, value in enumerate(expected):
-            assert (np.abs(frames[..., c] - np.reshape(value, (-1, 1, 1))) <= 1).all()
+            assert (np.abs(games.seen[..., c] - np.reshape(value, (-1, 1, 1))) <= 1).all()
         assert info["action"].dtype == np.float32 and info["action"].tolist() == [[2.0], [-0.5]]  # clipped to the Box
 
 
@@ -297,8 +300,8 @@ def test_zoo_atari_agent(tmp_path):
         weights[f"{key}.weight"] = torch.randn(shape, generator=generator) * 0.05
         weights[f"{key}.bias"] = torch.randn(shape[0], generator=generator) * 0.05
     write_zip(tmp_path / "agent.zip", weights)
-    games = Games(BREAKOUT, 2, seed=0)
-    games.reset()
+    games = Games(BREAKOUT, 2)
+    games.reset([0, 1])
     expert = load_expert(str(tmp_path / "agent.zip"), BREAKOUT, games)
     frames = torch.randint(0, 256, (3, 4, 84, 84), generator=generator) / 255
     w = {key: (weights[f"{key}.weight"], weights[f"{key}.bias"]) for key in shapes}
@@ -316,7 +319,7 @@ def test_zoo_atari_agent(tmp_path):
     expert.act(games, rngs, np.ones(2, bool))
     assert np.array_equal(expert.stack[:, 2], first) and np.array_equal(expert.stack[:, 3], games.frames84)
     with pytest.raises(SystemExit, match="4 outputs, this environment takes 6"):
-        load_expert(str(tmp_path / "agent.zip"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1, 0))
+        load_expert(str(tmp_path / "agent.zip"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1))
 
 
 class RunningMeanStd:
@@ -336,9 +339,8 @@ def test_zoo_vector_agent_with_statistics(tmp_path):
     stats.obs_rms.mean, stats.obs_rms.var = np.array([1.0, 0.0, 0.0]), np.array([4.0, 1.0, 1.0])
     stats.epsilon, stats.clip_obs = 0.0, 10.0
     (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(stats))
-    games = Games("Drawn-v0", 1, 0)
-    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
-    games.reset()
+    games = Games("Drawn-v0", 1)
+    games.reset([0])
     games.obs = [np.array([3.0, 0.5, -1000.0], np.float32)]
     expert = load_expert(str(tmp_path / "agent.zip"), "Drawn-v0", games)
     action = expert.act(games, [np.random.default_rng(0)], np.ones(1, bool))
@@ -356,7 +358,7 @@ def test_no_pickle_is_executed(tmp_path, monkeypatch):
     with zipfile.ZipFile("agent.zip", "w") as archive:
         archive.writestr("policy.pth", pickle.dumps(Malicious()))
     torch.save({"actor": Malicious()}, "actor.pt")
-    games = Games("Drawn-v0", 1, 0)
+    games = Games("Drawn-v0", 1)
     for file in ("agent.zip", "actor.pt"):
         with pytest.raises(SystemExit, match=f"{file} cannot play"):
             load_expert(file, "Drawn-v0", games)
@@ -372,15 +374,15 @@ def test_own_actor(tmp_path):
     state = {key: value.half() for key, value in actor.state_dict().items()}
     saved = {"env_id": BREAKOUT, "format": "ppo-actor-64", "actor": state, "num_actions": 4}
     torch.save(saved, tmp_path / "actor.pt")
-    games = Games(BREAKOUT, 2, seed=0)
-    games.reset()
+    games = Games(BREAKOUT, 2)
+    games.reset([0, 1])
     expert = load_expert(str(tmp_path / "actor.pt"), BREAKOUT, games)
     frames = torch.rand(3, 4, 64, 64)
     assert torch.allclose(expert.network(frames), actor(frames), atol=1e-2)
     expert.act(games, [np.random.default_rng(i) for i in range(2)], np.ones(2, bool))
-    assert np.array_equal(expert.stack[:, 3], games.frames[..., 0])
+    assert np.array_equal(expert.stack[:, 3], games.seen[..., 0])
     with pytest.raises(SystemExit, match="trained on Breakout"):
-        load_expert(str(tmp_path / "actor.pt"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1, 0))
+        load_expert(str(tmp_path / "actor.pt"), "PongNoFrameskip-v4", Games("PongNoFrameskip-v4", 1))
 
 
 def test_user_policy_on_atari(tmp_path, monkeypatch):
@@ -424,17 +426,17 @@ def test_auto_asks_the_hub_and_says_what_it_took(tmp_path, monkeypatch, capsys):
 
 
 def test_look_ahead_keeps_the_ball(tmp_path):
-    games = Games(BREAKOUT, 1, 0, max_steps=250)
-    (game,) = play(games, load_expert("embedded", BREAKOUT, games), [5])
+    games = Games(BREAKOUT, 1, max_steps=250)
+    (game,) = play(games, Policy(games, load_expert("embedded", BREAKOUT, games)), [5], keep=[5])
     assert game["rewards"].sum() >= 4 and game["lives"].min() == 5
 
 
 @pytest.mark.parametrize("game, steps, enough", [("Boxing", 500, 40), ("Qbert", 300, 525)])
 def test_rules_play(game, steps, enough):
     env_id = f"{game}NoFrameskip-v4"
-    games = Games(env_id, 1, 0, max_steps=steps)
-    (played,) = play(games, load_expert("embedded", env_id, games), [5])
-    assert played["rewards"].sum() >= enough  # a random policy: 0 and 150 in these steps, at best
+    games = Games(env_id, 1, max_steps=steps)
+    (played,) = play(games, Policy(games, load_expert("embedded", env_id, games)), [5])
+    assert played["return"] >= enough  # a random policy: 0 and 150 in these steps, at best
 
 
 def test_pong_rally_by_hand():
@@ -458,14 +460,15 @@ def test_pong_rally_by_hand():
 
 
 def test_pong_rally_is_even_with_the_console():
-    games = Games("PongNoFrameskip-v4", 1, 0, max_steps=250)
-    (game,) = play(games, load_expert("expert_policies:pong_rally", "PongNoFrameskip-v4", games), [5])
-    assert abs(game["rewards"].sum()) <= 1  # a random policy has lost four to six points by then
+    games = Games("PongNoFrameskip-v4", 1, max_steps=250)
+    expert = load_expert("expert_policies:pong_rally", "PongNoFrameskip-v4", games)
+    (game,) = play(games, Policy(games, expert), [5])
+    assert abs(game["return"]) <= 1  # a random policy has lost four to six points by then
 
 
 def test_painter_follows_his_rule():
-    games = Games("QbertNoFrameskip-v4", 1, 0)
-    games.reset()
+    games = Games("QbertNoFrameskip-v4", 1)
+    games.reset([0])
     player = load_expert("embedded", "QbertNoFrameskip-v4", games).make(games, 0, np.random.default_rng(0))
     player.follow, player.rng = lambda: None, types.SimpleNamespace(random=lambda: 1.0)
     memory = np.zeros(128, np.uint8)
@@ -499,12 +502,16 @@ def test_painter_follows_his_rule():
     assert player.act(True) == 0
 
 
+def unseen(env_id: str, num_envs: int) -> Games:
+    """Games that are not rendered."""
+    return Games(env_id, num_envs, make=lambda: gym.make(env_id))
+
+
 def test_walker_walks():
     pytest.importorskip("Box2D")
-    games = Games("BipedalWalker-v3", 1, 0)
-    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
-    (game,) = play(games, load_expert("embedded", "BipedalWalker-v3", games), [1])
-    assert game["rewards"].sum() > 250 and game["actions"].shape[1] == 4
+    games = unseen("BipedalWalker-v3", 1)
+    (game,) = play(games, Policy(games, load_expert("embedded", "BipedalWalker-v3", games)), [1], keep=[1])
+    assert game["return"] > 250 and game["actions"].shape[1] == 4
 
 
 def test_pendulum_swings_up_by_hand():
@@ -517,10 +524,9 @@ def test_pendulum_swings_up_by_hand():
 
 def test_pendulum_stands():
     pytest.importorskip("pygame")
-    games = Games("Pendulum-v1", 4, 0)
-    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
-    played = play(games, load_expert("embedded", "Pendulum-v1", games), [1, 2, 3, 4])
-    returns = [game["rewards"].sum() for game in played]
+    games = unseen("Pendulum-v1", 4)
+    played = play(games, Policy(games, load_expert("embedded", "Pendulum-v1", games)), [1, 2, 3, 4])
+    returns = [game["return"] for game in played]
     assert np.mean(returns) > -250 and min(returns) > -450  # random: -1238
 
 
@@ -533,10 +539,9 @@ def test_a_missing_renderer_is_named_at_once(monkeypatch):
 
 def test_acrobot_swings_up():
     pytest.importorskip("pygame")
-    games = Games("Acrobot-v1", 4, 0)
-    games.picture = lambda i: np.zeros((64, 64, 1), np.uint8)
-    played = [*play(games, load_expert("embedded", "Acrobot-v1", games), [1, 2, 3, 4])]
-    assert all(-200 < game["rewards"].sum() < -50 for game in played)  # random: -500
+    games, seeds = unseen("Acrobot-v1", 4), [1, 2, 3, 4]
+    played = [*play(games, Policy(games, load_expert("embedded", "Acrobot-v1", games)), seeds, keep=seeds)]
+    assert all(-200 < game["return"] < -50 for game in played)  # random: -500
     assert set(np.concatenate([game["actions"] for game in played])) == {0, 2}
 
 
