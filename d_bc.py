@@ -6,7 +6,6 @@
 
 Paper: DITTO, arXiv 2302.03086 v2 (equation numbers are v2's), its cloning baseline.
 As DITTO, but nothing is imagined: in every state of the expert's episodes, make the expert's action likelier.
-Comparing it with DITTO shows what learning from consequences adds; the latents and the actor are the same.
 
   (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `ExpertWindows`
   (2) draw B windows of H expert states and the actions taken in them              Alg. 1       `ExpertWindows`
@@ -16,8 +15,7 @@ Comparing it with DITTO shows what learning from consequences adds; the latents 
     python d_bc.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
-Differences from the paper: none known; optimiser and batch are DITTO's (paper silent). The world model is still used to
-imagine, but only to measure the latent distance L_d. Continuous actions: tanh-squashed Gaussian (paper silent).
+Differences from the paper: none known; optimiser and batch are DITTO's (paper silent). Dreams only measure L_d.
 """
 
 import functools
