@@ -100,6 +100,8 @@ class Args:
     """normalise grey levels by one mean and standard deviation (global, as the authors do) or per pixel (pixel)"""
     pixel_std_floor: float = 1.0
     """smallest standard deviation used for the normalisation, in grey levels"""
+    picture: int = 64
+    """side of the pictures that the model sees: 64, or 32, every second pixel after the moving maximum"""
     dilation: int = 1
     """odd size of a moving maximum over the picture (1: off); makes a one-pixel ball large enough for a small model"""
     image_weight: float = 2.0
@@ -131,8 +133,8 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
 
 
-SMALL = dict(depth=8, deter=256, stoch=16, classes=16, hidden=256, batch_size=16, batch_length=32,
-             pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, image_weight=0.25, beta=1.0, updates=6000,
+SMALL = dict(depth=8, deter=256, stoch=16, classes=16, hidden=256, batch_size=32, batch_length=32, picture=32,
+             pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, image_weight=1.0, beta=1.0, updates=6000,
              learning_rate=1e-3, anneal=True, bf16=False, eval_every=250, log_every=50)  # fmt: skip
 SIZES = {
     "paper": {},
@@ -638,18 +640,21 @@ class WorldModel(nn.Module):
         dim = 0 if self.pixel_mean.numel() > 1 else (0, 1, 2, 3)
         self.pixel_mean.copy_(pixels.mean(dim)), self.pixel_std.copy_(pixels.std(dim).clamp_min(floor))
 
+    def shrink(self, image: Tensor) -> Tensor:
+        """What is shown of frames (..., 64, 64, C) uint8: a moving maximum, of pictures of 32 every second pixel."""
+        if (half := self.dilation // 2) > 0:
+            # along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
+            for axis, pad in ((-3, (0, 0, 0, 0, half, half)), (-2, (0, 0, half, half))):  # grey levels are >= 0
+                shifted = (F.pad(image, pad).narrow(axis, k, 64) for k in range(2 * half + 1))
+                image = functools.reduce(torch.maximum, shifted)
+        return image[..., :: 64 // self.picture, :: 64 // self.picture, :]
+
     def preprocess(self, image: Tensor) -> Tensor:
         """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64); sensors (..., O) as they are."""
         if self.sensors:
             return image
-        pixels = image.movedim(-1, -3).float()
-        if (half := self.dilation // 2) > 0:
-            # a moving maximum along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
-            for axis in (-1, -2):
-                padded = F.pad(pixels, (half, half, 0, 0) if axis == -1 else (0, 0, half, half))  # grey levels are >= 0
-                shifted = (padded.narrow(axis, k, pixels.shape[axis]) for k in range(2 * half + 1))
-                pixels = functools.reduce(torch.maximum, shifted)
-        return (pixels - self.pixel_mean) / self.pixel_std
+        shown = self.shrink(image) if image.shape[-2] == 64 else image  # of 32: shrunk when they were read
+        return (shown.movedim(-1, -3).float() - self.pixel_mean) / self.pixel_std
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Preprocessed pictures (..., C, 64, 64) or sensors (..., O) -> embeddings (..., E)."""
@@ -1081,8 +1086,8 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
 
 def model_config(args: Args, channels: int, action_size: int) -> dict:
     """What a checkpoint must remember to rebuild its model."""
-    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "dilation", "image_weight", "beta",
-             "kl_balance")  # fmt: skip
+    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "picture", "dilation", "image_weight",
+             "beta", "kl_balance")  # fmt: skip
     return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
@@ -1136,6 +1141,8 @@ def main(args: Args) -> dict:
     device, world = start(args), int(os.environ.get("WORLD_SIZE", 1))
     if args.dilation > 1 and args.dilation % 2 == 0:
         sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
+    if args.picture not in (32, 64):
+        sys.exit(f"--picture {args.picture}: pictures of 32 or 64 pixels a side can be trained on.")
     if args.batch_size % world or args.cudagraphs and world > 1:
         sys.exit("--cudagraphs needs one GPU, and --batch-size must be a multiple of the number of processes.")
     if world > 1:
@@ -1150,6 +1157,9 @@ def main(args: Args) -> dict:
     data, held_out = Episodes(folders, "train", device=device), Episodes(folders, "val", device=device)
     streams = Streams(data, batch, args.batch_length, args.seed + rank)
     model = WorldModel(model_config(args, data.image.shape[-1], data.prev_action.shape[-1])).to(device)
+    if args.picture == 32:  # once, not at every update
+        for part in (data, held_out):
+            part.image = torch.cat([model.shrink(chunk) for chunk in part.image.split(5000)])
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)
     model.measure(data.image[pick], args.pixel_std_floor)
     streams.state = model.initial(batch)
@@ -1186,7 +1196,8 @@ def main(args: Args) -> dict:
             run.bar.write("  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
             run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
             picture = Image.fromarray(panel.squeeze())
-            picture.resize((2 * picture.width, 2 * picture.height), 0).save(run.folder / "dream.png")
+            scale = 128 // args.picture
+            picture.resize((scale * picture.width, scale * picture.height), 0).save(run.folder / "dream.png")
         if run.due(args.eval_every) or run.due(args.log_every):
             frames = (step - run.first) * args.batch_size * args.batch_length
             metrics = metrics | {"charts/frames_per_second": frames / (time.time() - run.resumed)}

@@ -212,10 +212,27 @@ def test_an_ensemble_has_more_prior_heads_and_the_mean_of_their_kl():
 
 @pytest.mark.parametrize("picture", [32, 64])
 def test_pictures_of_two_sizes(small_model, picture):
-    model = WorldModel(small_model.config | {"picture": picture})
-    image = torch.zeros(2, 3, picture, picture, 1, dtype=torch.uint8)
+    model = WorldModel(small_model.config | {"picture": picture, "dilation": 3})
+    image = torch.zeros(2, 3, 64, 64, 1, dtype=torch.uint8)
+    image[:, :, 20, 30] = image[:, :, 41, 7] = 200  # an even pixel, and an odd one that only the maximum saves
     deter, stoch, *_ = model.encode(image, torch.zeros(2, 3, 3), torch.ones(2, 3, dtype=torch.bool))
     assert model.decode(torch.cat([deter, stoch], -1)).shape == (2, 3, 1, picture, picture)
+    shown = model.shrink(image)
+    assert shown.shape == (2, 3, picture, picture, 1)
+    lit = [tuple(place) for place in shown[0, 0, :, :, 0].nonzero().tolist()]
+    if picture == 32:
+        assert lit == [(10, 15), (20, 3), (20, 4), (21, 3), (21, 4)]
+        torch.testing.assert_close(model.preprocess(shown), model.preprocess(image))  # shrunk before or here
+    else:
+        assert len(lit) == 18 and (19, 29) in lit and (42, 8) in lit
+
+
+def test_a_checkpoint_of_another_picture_size_says_so(recorded, trained, tmp_path):
+    shutil.copy(trained[0] / "checkpoint.pt", tmp_path / "checkpoint.pt")
+    for picture, match in ((64, "--picture 32"), (48, "--picture 48")):
+        with pytest.raises(SystemExit, match=match) as stop:
+            world_model.main(debug_args(recorded / "expert", tmp_path, picture=picture))
+        assert_one_sentence(stop)
 
 
 # which action belongs to which frame
@@ -427,9 +444,9 @@ def test_run_writes_its_files(trained):
     log = read_log(run_dir)
     assert {step for step, _ in log} == {5, 10, 15, 20} and {name for step, name in log if step == 20} == LOG_KEYS
     assert result["step"] == 20 and LOG_KEYS <= result.keys() and np.isfinite(list(log.values())).all()
-    assert Image.open(run_dir / "dream.png").size == (2 * 6 * 64, 2 * 4 * 64)  # 6 steps; truth, posterior, dream, error
+    assert Image.open(run_dir / "dream.png").size == (4 * 6 * 32, 4 * 4 * 32)  # 6 steps; truth, posterior, dream, error
     model = world_model.load_world_model(run_dir / "checkpoint.pt")
-    assert model.pixel_std.min() >= 16 and model.pixel_mean.shape == (1, 64, 64)
+    assert model.pixel_std.min() >= 16 and model.pixel_mean.shape == (1, 32, 32)  # the small size's pictures
     assert not any(p.requires_grad for p in model.parameters())
 
 
