@@ -235,14 +235,13 @@ def main(args: Args) -> dict:
     screen, began, steps, speed = sys.stdout.isatty(), time.time(), 0, 0.0
     lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
     bar = tqdm(total=len(jobs), file=sys.stdout if screen else lines, mininterval=0.5 if screen else 30, smoothing=0,
-               disable=not jobs, bar_format="{n}/{total} games, {desc}, {remaining} left")  # fmt: skip
-    bar.set_description_str("0 steps/s")
+               disable=not jobs, bar_format="{n}/{total} games{desc}, {remaining} left")  # fmt: skip
     for episode in played:
         meta["episodes"].append(episode)
         store()
         steps += episode["length"]
         speed = steps / (time.time() - began)
-        bar.set_description_str(f"{speed:.0f} steps/s", refresh=False)
+        bar.set_description_str(f", {speed:.0f} steps/s", refresh=False)
         bar.update()
     bar.close()
 
