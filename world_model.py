@@ -281,7 +281,7 @@ class Games:
         terminated, truncated = terminated.copy(), truncated | ~terminated & (self.steps >= self.max_steps)
         info = {"action": action, "forced": forced, "lives": self.lives, "seen": self.seen}
         if (terminated | truncated).any():
-            self.seen = self.seen.copy()
+            self.seen = copy.copy(self.seen)
             self.begin(terminated | truncated)
         return np.array(reward, np.float32), terminated, truncated, info
 
