@@ -173,7 +173,8 @@ def cloning_loss(log_prob: Tensor, entropy: Tensor, weight: float) -> Tensor:
 class FrameEncoder(nn.Module):
     """Mirrors the world model's encoder, on four frames at once; `filter_step` keeps the frames while playing."""
 
-    sensors, measure, preprocess = 0, WorldModel.measure, WorldModel.preprocess  # pictures as the world model sees them
+    # frames are dilated, measured and normalised as the world model's are
+    sensors, picture, shrink, measure, preprocess = 0, 64, WorldModel.shrink, WorldModel.measure, WorldModel.preprocess
 
     def __init__(self, channels: int, depth: int, pixel_stats: str, dilation: int):
         super().__init__()
