@@ -298,8 +298,7 @@ def main(args: Args) -> dict:
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"dataset": data.digest()}, marks)
-    max_steps, grayscale = data.meta.get("max_steps", 27000), channels == 1
-    games = functools.partial(Games, args.env_id, max_steps=max_steps, grayscale=grayscale)
+    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
     games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:

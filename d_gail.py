@@ -37,20 +37,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model import (
-    Episodes,
-    Games,
-    Run,
-    WorldModel,
-    finished,
-    graphed,
-    load_world_model,
-    make,
-    parse_args,
-    player,
-    start,
-    window_starts,
-)
+from world_model import (Episodes, Games, Run, WorldModel, finished, graphed, load_world_model, make, parse_args,
+                         player, start, window_starts)  # fmt: skip
 
 
 @dataclass
@@ -341,20 +329,17 @@ def trained_world_model(args, folder: Path) -> Path:
     """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
     shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
     checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
-    if args.world_model:
-        return checkpoint  # a model that is named is used or refused, never replaced
+    if args.world_model or finished(checkpoint):  # a model that is named is used or refused, never replaced
+        return checkpoint
     if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
         return shipped
-    if finished(checkpoint):
-        return checkpoint
     root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
     world = Path(f"{root}/{args.env_id}/world")
     if not has(world, episodes[args.size]):
         wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
         collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
-    train += ["--threads", str(args.threads)] if args.threads else []
-    make(train + ([] if args.cuda else ["--no-cuda"]), not args.eval_only)
+    make([*train, "--threads", str(args.threads), *([] if args.cuda else ["--no-cuda"])], not args.eval_only)
     if not finished(checkpoint):
         sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
     return checkpoint
@@ -417,8 +402,7 @@ def main(args: Args) -> dict:
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "rng": rng}
     parts |= {"discriminator": discriminator}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    max_steps, grayscale = data.meta.get("max_steps", 27000), channels == 1
-    games = functools.partial(Games, args.env_id, max_steps=max_steps, grayscale=grayscale)
+    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
     games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
