@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """AIME: imitation from observations by action inference, maximising the evidence of demonstrations under a world model.
 
@@ -14,7 +14,7 @@ of the recorded ones. No rewards, no environment, and in phase 2 no actions.
   (3) freeze the model; new policy pi(a | s), a tanh-squashed Gaussian                         `Policy`
   (4) phase 2: draw clips of the demonstrations' observations                                  `draw_clips`
   (5) a_{t-1} ~ pi(. | s_{t-1}), s_t ~ posterior given o_t; Adam step on -ELBO   Eq. 8         `imitation_loss`
-  (6) play: filter what is seen, likeliest action                                              `evaluate`
+  (6) play: filter what is seen, likeliest action                                              `Policy.mode`
 
     python aime.py --env-id walker-walk --body walker-stand-buffer       (makes whatever is missing; needs dm_control)
     python aime.py --env-id walker-walk --body walker-stand-buffer,walker-random --setting mdp
@@ -26,32 +26,19 @@ sensors beside the model (diagnostics only). As the authors' code: sensors on Wa
 weights Eq. 8 by the decoder's deviation. The small size leaves the paper in width, batch, updates, step size (SIZES).
 """
 
-import csv
-import json
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmc import DMC, observed, random_returns
-from world_model import (
-    GaussianWorldModel,
-    Log,
-    Trajectories,
-    TwinMLP,
-    clock,
-    kl_gaussian,
-    load,
-    load_world_model,
-    parse_args,
-    save,
-)
+from dmc import DMC, Trajectories, observed, random_returns
+from world_model import (Games, Run, WorldModel, kl_gaussian, load, load_world_model, make, parse_args, player, start,
+                         window_starts)  # fmt: skip
 
 
 @dataclass
@@ -146,25 +133,36 @@ SIZES = {
 }  # fmt: skip
 
 
+def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
+    """ELU network with two hidden layers (authors' code), PyTorch's default initialisation."""
+    return nn.Sequential(
+        nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
+    )
+
+
 class Policy(nn.Module):
-    """Tanh-squashed Gaussian in [-1, 1], two ELU networks for mean and deviation; also the inverse dynamics model."""
+    """Tanh-squashed Gaussian in [-1, 1], a network each for mean and deviation; also the inverse dynamics model."""
 
     def __init__(self, inputs: int, action_size: int, units: int):
         super().__init__()
-        self.net = TwinMLP(inputs, action_size, units)
+        self.mean, self.raw = mlp(inputs, action_size, units), mlp(inputs, action_size, units)
+
+    def gaussian(self, feat: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation before squashing, (..., A) each, in states feat (..., F)."""
+        return self.mean(feat), F.softplus(self.raw(feat)) + 1e-6
 
     def sample(self, feat: Tensor) -> Tensor:
         """Reparameterised actions (..., A) in states feat (..., F)."""
-        mean, std = self.net(feat)
+        mean, std = self.gaussian(feat)
         return torch.tanh(mean + std * torch.randn_like(std))
 
     def mode(self, feat: Tensor) -> Tensor:
         """tanh of the mean, (..., A): what is played."""
-        return torch.tanh(self.net(feat)[0])
+        return torch.tanh(self.mean(feat))
 
     def log_prob(self, feat: Tensor, action: Tensor) -> Tensor:
         """log pi(action | feat) (...); actions are moved inside the range, where the density is finite."""
-        mean, std = self.net(feat)
+        mean, std = self.gaussian(feat)
         squashed = action.clamp(-0.999, 0.999)
         density = -0.5 * ((torch.atanh(squashed) - mean) / std).square() - std.log() - 0.5 * np.log(2 * np.pi)
         return (density - torch.log1p(-squashed.square())).sum(-1)
@@ -176,25 +174,35 @@ def draw_clips(first_rows: Tensor, count: int, length: int, rng: torch.Generator
     return first + torch.arange(length)[:, None]
 
 
-def body_loss(model: GaussianWorldModel, obs: Tensor, prev_action: Tensor, kl_balance: float | None,
+def clip_evidence(model: WorldModel, obs: Tensor, act, kl_balance: float | None = None, free_nats: float = 0.0):
+    """Evidence of clips obs (T, B, ...) under actions act (T, B, A) or act(feat, t), from a zero state.
+
+    Returns nll and kl (), weighted as the model prescribes, elbo (), and features (T, B, F): sums over T, means over B.
+    """
+    pixels, first = model.preprocess(obs), torch.zeros(obs.shape[:2], dtype=torch.bool, device=obs.device)
+    deter, stoch, post, _ = model.filter(model.embed(pixels), act, first)
+    terms = model.evidence(pixels, deter, stoch, post, kl_balance, free_nats)
+    return *(term.sum(0).mean() for term in terms), torch.cat([deter, stoch], -1)
+
+
+def body_loss(model: WorldModel, obs: Tensor, prev_action: Tensor, kl_balance: float | None,
               free_nats: float, kl_weight: float, idm: Policy | None = None):  # fmt: skip
     """Phase 1: -ELBO of clips obs (T, B, ...) given the recorded actions (T, B, A); loss () and metrics.
 
     An inverse dynamics model learns beside it from detached states: a_t from s_t and the embedding of o_{t+1}.
     """
-    out = model.evidence(obs, lambda feat, embed, t: prev_action[t], kl_balance, free_nats)
-    loss = out["nll"] + kl_weight * out["kl"]
-    metrics = {"losses/world_model": loss, "losses/nll": out["nll"], "losses/kl": out["plain_kl"]}
-    metrics |= {"world_model/elbo": out["elbo"]}
+    nll, kl, elbo, feat = clip_evidence(model, obs, prev_action, kl_balance, free_nats)
+    loss = nll + kl_weight * kl
+    metrics = {"losses/world_model": loss, "losses/nll": nll, "losses/kl": kl, "world_model/elbo": elbo}
     if idm is not None:
-        inputs = torch.cat([out["deter"][:-1], out["stoch"][:-1], out["embed"][1:]], -1).detach()
+        inputs = torch.cat([feat[:-1], model.embed(model.preprocess(obs[1:]))], -1).detach()
         # differs from the authors' code, which averages over time and sums over the batch: as all other terms here
         inverse = -idm.log_prob(inputs, prev_action[1:]).sum(0).mean()
         loss, metrics = loss + inverse, metrics | {"losses/idm": inverse}
-    return loss, metrics
+    return loss, {key: value.detach() for key, value in metrics.items()}
 
 
-def imitation_loss(model: GaussianWorldModel, policy: Policy, obs: Tensor, objective: str = "elbo",
+def imitation_loss(model: WorldModel, policy: Policy, obs: Tensor, objective: str = "elbo",
                    kl_weight: float = 1.0, idm: Policy | None = None):  # fmt: skip
     """Phase 2, Eq. 8: -ELBO of clips obs (T, B, ...) under the policy's actions; loss (), metrics, actions (T, B, A).
 
@@ -202,22 +210,23 @@ def imitation_loss(model: GaussianWorldModel, policy: Policy, obs: Tensor, objec
     through the prior as well as through the posterior. With `idm` the actions are the frozen inverse model's, and the
     policy is drawn to it: loss KL(idm || pi), summed over T.
     """
-    distances = []
+    actions, distances, embed = [], [], None if idm is None else model.embed(model.preprocess(obs))
 
-    def act(feat: Tensor, embed: Tensor, t: int) -> Tensor:
+    def act(feat: Tensor, t: int) -> Tensor:
         if idm is None:
-            return policy.sample(feat)
-        inputs = torch.cat([feat, embed], -1)
-        distances.append(kl_gaussian(torch.cat(idm.net(inputs), -1), torch.cat(policy.net(feat), -1)).sum(-1))
-        return idm.sample(inputs)
+            actions.append(policy.sample(feat))
+        else:
+            inputs = torch.cat([feat, embed[t]], -1)
+            gaussians = torch.cat(idm.gaussian(inputs), -1), torch.cat(policy.gaussian(feat), -1)
+            distances.append(kl_gaussian(*gaussians).sum(-1)), actions.append(idm.sample(inputs))
+        return actions[-1]
 
-    out = model.evidence(obs, act)
-    terms = {"elbo": out["nll"] + kl_weight * out["kl"], "kl": kl_weight * out["kl"], "reconstruction": out["nll"]}
-    loss = terms[objective]
+    nll, kl, elbo, _ = clip_evidence(model, obs, act)
+    loss = {"elbo": nll + kl_weight * kl, "kl": kl_weight * kl, "reconstruction": nll}[objective]
     if idm is not None:
         loss = loss + torch.stack(distances).sum(0).mean()
-    metrics = {"losses/policy": loss, "losses/nll": out["nll"], "losses/kl": out["plain_kl"]}
-    return loss, metrics | {"imitate/elbo": out["elbo"]}, out["action"]
+    metrics = {"losses/policy": loss, "losses/nll": nll, "losses/kl": kl, "imitate/elbo": elbo}
+    return loss, {key: value.detach() for key, value in metrics.items()}, torch.stack(actions)
 
 
 @torch.no_grad()
@@ -233,43 +242,22 @@ def action_error(model, policy, demos: Trajectories, withheld: Tensor | None, ro
     with torch.random.fork_rng():
         torch.manual_seed(0)
         _, _, action = imitation_loss(model, policy, obs, idm=idm)
-        known = model.evidence(obs, lambda feat, embed, t: true[t])["elbo"]
+        elbo = clip_evidence(model, obs, true)[2]
     error = (action - true)[1:].square().mean()  # the action before the clip was chosen without a state
-    return {"imitate/action_error": error.item(), "imitate/elbo_true_actions": known.item()}
+    return {"imitate/action_error": error.item(), "imitate/elbo_true_actions": elbo.item()}
+
+
+def withheld_actions(folder: str, limit: int, device) -> Tensor | None:
+    """The demonstrations' actions (N, A) for `action_error`, None if a file has none."""
+    files = sorted((f for f in Path(folder).glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))[:limit]
+    found = []
+    for file in files:
+        with np.load(file) as npz:
+            found += [npz["pre_action"].astype(np.float32)] if "pre_action" in npz.files else []
+    return torch.from_numpy(np.concatenate(found)).to(device) if len(found) == len(files) else None
 
 
 # --- same in: aime, bco ---
-@torch.no_grad()
-def evaluate(args, begin, episodes: int, seed: int, max_steps: int) -> list[dict]:
-    """Play whole games with act = begin(games), action = act(obs (N, ...)): rows of seed and return.
-
-    The torch random state is restored afterwards, so evaluating more often does not change the training.
-    """
-    envs = [DMC(args.env_id, args.setting, max_steps=max_steps) for _ in range(min(episodes, 25))]
-    rows = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        while len(rows) < episodes:
-            wave = envs[: episodes - len(rows)]
-            seeds = [seed + len(rows) + i for i in range(len(wave))]
-            obs = np.stack([env.reset(seed=number)[0] for env, number in zip(wave, seeds)])
-            act, total, ended = begin(len(wave)), np.zeros(len(wave)), False
-            while not ended:  # all games are equally long
-                action = act(torch.from_numpy(obs)).cpu().numpy()
-                steps = [env.step(a) for env, a in zip(wave, action)]
-                obs, ended = np.stack([step[0] for step in steps]), steps[0][3]
-                total += [step[1] for step in steps]
-            rows += [{"seed": number, "return": float(value)} for number, value in zip(seeds, total)]
-    return rows
-
-
-def ensure(command: list[str]) -> None:
-    """Run a missing stage as the command a user would type."""
-    print("$ python " + " ".join(command), flush=True)
-    if subprocess.run([sys.executable, *command]).returncode:
-        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
-
-
 def datasets(args) -> tuple[list[str], str]:
     """Folders of D_body and of the demonstrations; those that dmc.py can make are made if they are missing."""
     debug, visual = args.size == "debug", args.setting == "visual"
@@ -282,154 +270,96 @@ def datasets(args) -> tuple[list[str], str]:
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
         if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
-            ensure(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
+            make(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
     return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
 
 
-def same_settings(saved: dict, settings: dict, file: Path) -> None:
-    """End with one sentence if a checkpoint was made with other settings."""
-    old = saved.get("settings", {})
-    wrong = {name: value for name, value in old.items() if settings.get(name, value) != value}
-    no_flag = ("world_model", "keys", "action_size", "body")
-    other = []
-    for name, value in wrong.items():
-        flag, shown = name.replace("_", "-"), "" if isinstance(value, bool) else f" {value}"
-        told = name in no_flag or value is None
-        other.append(f"another {flag}" if told else f"--{'no-' if value is False else ''}{flag}{shown}")
-    if other or not old:
-        reason = "with " + ", ".join(other) if other else "by another script"
-        sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
+def read_demonstrations(args, folder: str, keys: dict[str, int], device, actions: bool) -> tuple[Trajectories, dict]:
+    """N^E demonstrations, and mean returns of the expert and of random actions."""
+    demos = Trajectories([folder], keys, args.num_expert_episodes, actions=actions, device=device)
+    if len(demos.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(demos.starts) - 1} games: lower --num-expert-episodes or record more.")
+    random = demos.meta.get("random_returns") or random_returns(args.env_id)
+    return demos, {"expert": float(np.mean(demos.returns)), "random": float(np.mean(random))}
 
 
-def score(returns, expert: float, random: float) -> dict[str, float]:
-    """What is logged about the returns of some games."""
-    mean, share = float(np.mean(returns)), (float(np.mean(returns)) - random) / ((expert - random) or 1.0)
-    return {"eval/return_mean": mean, "eval/return_std": float(np.std(returns)), "eval/return_vs_expert": share}
+def games_of(args, max_steps: int):
+    """A function that makes so many games side by side, observed as --setting says."""
+    make_one = lambda: DMC(args.env_id, args.setting, max_steps=max_steps)  # noqa: E731
+    return lambda count: Games(args.env_id, min(count, 25), max_steps, make=make_one)
 
 
 # --- end ---
 
 
-def player(model: GaussianWorldModel, policy: Policy):
-    """For `evaluate`: filter with a sampled latent, play the likeliest action; the action before the first is zero."""
-    device = model.gru.weight_hh.device
-
-    def begin(games: int):
-        state, action = model.initial(games), torch.zeros(games, model.config["action_size"], device=device)
-        first = torch.ones(games, dtype=torch.bool, device=device)
-
-        def act(obs: Tensor) -> Tensor:
-            nonlocal state, action, first
-            state = model.filter_step(state, obs.to(device), action, first)
-            action, first = policy.mode(torch.cat(state, -1)), torch.zeros_like(first)
-            return action
-
-        return act
-
-    return begin
+def clip_starts(data: Trajectories, length: int) -> Tensor:
+    """Rows at which a clip can begin; end with one sentence if there is none."""
+    rows = window_starts(data.starts, length)
+    if not len(rows):
+        sys.exit(f"No trajectory has {length} rows: lower --batch-length, or record longer ones.")
+    return rows
 
 
-def optimise(parts: dict, loss, updates: int, rng: torch.Generator, run_dir: Path, args: Args, settings: dict,
-             remember: dict, validate=lambda step: {}) -> tuple[int, float, dict]:  # fmt: skip
-    """Train the networks in `parts` by Adam on loss() -> (loss, metrics); continues from run_dir/checkpoint.pt."""
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    parameters = [weight for part in parts.values() for weight in part.parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=args.learning_rate, fused=True)
-    step, seconds, file = 0, 0.0, run_dir / "checkpoint.pt"
-    if file.exists():
-        saved = load(file, device)
-        same_settings(saved, settings, file)
-        for name, part in parts.items():
-            part.load_state_dict(saved[name])
-        optimizer.load_state_dict(saved["optimizer"])
-        step, seconds = saved["step"], saved["seconds"]
-        if ("cuda_rng" in saved) == (device.type == "cuda"):  # from another device, random numbers start anew
-            rng.set_state(saved["rng"].cpu()), torch.set_rng_state(saved["torch_rng"].cpu())
-            if device.type == "cuda":
-                torch.cuda.set_rng_state(saved["cuda_rng"].cpu())
-        print(f"resuming {file} at update {step}")
-    log = Log(run_dir, step, args)
-    began, step_before, report = time.time(), step, {}
-    for _ in range(updates - step):
-        if args.anneal:
-            for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * (1 - 0.9 * step / updates)
+def optimise(run: Run, parameters: list, loss, updates: int, validate=lambda step: {}) -> None:
+    """Adam on loss() -> (loss, metrics), with checkpoints and validations."""
+    args, optimizer = run.args, run.parts["optimizer"]
+    for step in run.steps(updates):
         value, metrics = loss()
         optimizer.zero_grad()
         value.backward()
         metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.grad_clip)
         optimizer.step()
-        step += 1
-        fresh, milestone = {}, step % args.eval_every == 0 or step == updates
-        if milestone:
-            fresh = validate(step)
-            elapsed = seconds + time.time() - began
-            save(file, {name: part.state_dict() for name, part in parts.items()} | remember
-                 | {"optimizer": optimizer.state_dict(), "step": step, "seconds": elapsed, "rng": rng.get_state(),
-                    "torch_rng": torch.get_rng_state(), "settings": settings, "args": vars(args),
-                    "versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
-                 | ({"cuda_rng": torch.cuda.get_rng_state()} if device.type == "cuda" else {}))  # fmt: skip
-        if milestone or step % args.log_every == 0:
-            speed = (step - step_before) / (time.time() - began)
-            fresh |= {name: value.item() for name, value in metrics.items()} | {"charts/SPS": speed}
-            log(step, seconds + time.time() - began, fresh)
-            report |= fresh
-            shown = {name.split("/")[1]: number for name, number in report.items() if not name.startswith("charts")}
-            names = ("elbo", "kl", "action_error", "return_mean")
-            print(f"\rupdate {step}/{updates} ({step / updates:.0%})"
-                  + "".join(f"  {name} {shown[name]:.3f}" for name in names if name in shown)
-                  + f"  {speed:.1f} updates/s  {clock((updates - step) / speed)} left  ",
-                  end="\n" if milestone else "", flush=True)  # fmt: skip
-    log.writer.close()
-    return step, seconds + time.time() - began, report
+        if run.due(args.eval_every) or run.due(args.log_every):
+            metrics |= validate(step) if run.due(args.eval_every) else {}
+            shown = "world_model/elbo", "imitate/elbo", "losses/kl", "imitate/action_error", "eval/return_mean"
+            run.log(metrics, *shown)
+        if run.due(args.eval_every):
+            run.save()
 
 
 def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_dir: Path, device) -> Path:
     """Phase 1, unless it is finished: the checkpoint of the world model."""
-    checkpoint = run_dir / "checkpoint.pt"
     variant = args.variant if args.variant != "auto" else "rssm" if args.env_id.startswith("walker") else "rssmo"
-    rssm = variant == "rssm"
+    rssm, sensors = variant == "rssm", 0 if "image" in keys else sum(keys.values())
     free_nats = args.free_nats if args.free_nats >= 0 else 0.0 if rssm else 1.0
     balance = args.balance if args.balance >= 0 else None if rssm else 0.8
-    config = {"variant": variant, "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30),
-              "hidden": args.hidden or (128 if rssm else 512), "keys": keys, "action_size": 6}  # fmt: skip
-    names = ("seed", "setting", "model_kl", "batch_size", "batch_length", "learning_rate", "anneal", "grad_clip", "idm")
-    names += ("model_updates",) if args.anneal else ()  # they say how fast the step size falls
-    settings = {name: getattr(args, name) for name in names}
-    settings |= config | {"free_nats": free_nats, "balance": balance, "body": ",".join(folders)}
-    if checkpoint.exists() and (saved := load(checkpoint, "cpu")).get("step", 0) >= args.model_updates:
-        same_settings(saved, settings, checkpoint)
-        print(f"phase 1: {checkpoint}, {saved['step']} updates")
-        return checkpoint
     data = Trajectories(folders, keys, device=device)
-    first_rows, rng = data.first_rows(args.batch_length), torch.Generator().manual_seed(args.seed)
+    rows, rng = clip_starts(data, args.batch_length), torch.Generator().manual_seed(args.seed)
+    config = {"keys": keys, "sensors": sensors, "deviation": "learned" if rssm and sensors else "fixed",
+              "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30),
+              "hidden": args.hidden or (128 if rssm else 512), "action_size": data.prev_action.shape[-1]}  # fmt: skip
+    config |= {} if sensors else {"depth": 32, "channels": keys["image"]}
     torch.manual_seed(args.seed)
-    model = GaussianWorldModel(config | {"action_size": data.prev_action.shape[-1]}).to(device)
+    model = WorldModel(config).to(device)
+    if not sensors:
+        model.pixel_std.fill_(255)  # pictures in [0, 1], as in the authors' code
     parts = {"model": model}
     if args.idm:
-        inputs = model.feat_size + model.embed_size
-        parts["idm"] = Policy(inputs, model.config["action_size"], config["hidden"]).to(device)
+        parts["idm"] = Policy(model.feat_size + model.embed_size, config["action_size"], config["hidden"]).to(device)
+    parameters = [weight for part in parts.values() for weight in part.parameters()]
+    parts |= {"optimizer": torch.optim.Adam(parameters, lr=args.learning_rate, fused=True), "rng": rng}
+    fixed = {"seed", "setting", "model_kl", "batch_size", "batch_length", "learning_rate", "anneal", "grad_clip", "idm"}
+    fixed |= {"model_updates"} if args.anneal else set()  # they say how fast the step size falls
+    facts = {"config": config, "free_nats": free_nats, "balance": balance, "body": ",".join(folders)}
+    run = Run(run_dir, args, parts, facts, free=vars(args).keys() - fixed)
 
     def loss():
-        rows = draw_clips(first_rows, args.batch_size, args.batch_length, rng).to(device)
-        obs, prev_action = data.obs[rows], data.prev_action[rows]
-        return body_loss(model, obs, prev_action, balance, free_nats, args.model_kl, parts.get("idm"))
+        clip = draw_clips(rows, args.batch_size, args.batch_length, rng).to(device)  # (1) (T, B)
+        obs, prev_action = data.obs[clip], data.prev_action[clip]
+        return body_loss(model, obs, prev_action, balance, free_nats, args.model_kl, parts.get("idm"))  # (2)
 
-    print(f"phase 1: {len(data.starts) - 1} trajectories of {', '.join(folders)}")
-    optimise(parts, loss, args.model_updates, rng, run_dir, args, settings, {"config": model.config})
-    return checkpoint
+    print(f"phase 1: {len(data.starts) - 1} trajectories of {', '.join(folders)}, {run.file}")
+    optimise(run, parameters, loss, args.model_updates)
+    run.writer.close()
+    return run.file
 
 
 def main(args: Args) -> dict:
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
+    device, script, body = start(args), Path(__file__).stem, args.env_id.split("-")[0]
     if args.env_id.endswith("NoFrameskip-v4"):
         sys.exit(f"Atari has a script of its own: python aime_atari.py --env-id {args.env_id}.")
     keys = observed(args.env_id, args.setting)
     folders, demonstrations = datasets(args)
-    script, body = Path(__file__).stem, args.env_id.split("-")[0]
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
@@ -451,87 +381,35 @@ def main(args: Args) -> dict:
         idm.load_state_dict(weights)
         idm.requires_grad_(False)
     # (3) demonstrations without their actions, and a new policy
-    demos = Trajectories([demonstrations], keys, args.num_expert_episodes, actions=False, device=device)
-    if len(demos.starts) <= args.num_expert_episodes:
-        sys.exit(
-            f"{demonstrations} has only {len(demos.starts) - 1} games: lower --num-expert-episodes or record more."
-        )
-    first_rows, rng = demos.first_rows(args.batch_length), torch.Generator().manual_seed(args.seed)
-    max_steps = demos.meta.get("max_steps", 500)
-    expert_return = float(np.mean(demos.returns))
-    random_return = float(np.mean(demos.meta.get("random_returns") or random_returns(args.env_id)))
+    demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=False)
+    rows, rng = clip_starts(demos, args.batch_length), torch.Generator().manual_seed(args.seed)
     withheld = withheld_actions(demonstrations, args.num_expert_episodes, device)  # for the log only
     torch.manual_seed(args.seed)
     policy = Policy(model.feat_size, model.config["action_size"], args.units).to(device)
-    probe = draw_clips(first_rows, 64, args.batch_length, torch.Generator().manual_seed(0))
-    free = ("run_dir", "cuda", "data_dir", "world_model", "threads", "updates", "log_every", "body", "env_id")
-    settings = {k: v for k, v in vars(args).items() if k not in free and "eval" not in k and "quick" not in k}
-    settings |= {"world_model": model.digest(), "env_id": args.env_id}
+    parameters = list(policy.parameters())
+    parts = {"policy": policy, "optimizer": torch.optim.Adam(parameters, lr=args.learning_rate, fused=True), "rng": rng}
+    run = Run(run_dir, args, parts, {"world_model": model.digest()}, marks, free={"body"})
+    games = games_of(args, demos.meta.get("max_steps", 500))
+    probe = draw_clips(rows, 64, args.batch_length, torch.Generator().manual_seed(0))
 
     def loss():
-        rows = draw_clips(first_rows, args.batch_size, args.batch_length, rng).to(device)  # (4) (T, B)
-        return imitation_loss(model, policy, demos.obs[rows], args.objective, args.imitation_kl, idm)[:2]  # (5)
-
-    def test(episodes: int, seed: int, step: int, name: str) -> list[float]:
-        """Play, and write one row per game to the file `name`."""  # (6)
-        rows = evaluate(args, player(model, policy), episodes, seed, max_steps)
-        with open(run_dir / name, "a", newline="") as out:
-            out.write("" if out.tell() else "update,seed,return\n")
-            csv.writer(out).writerows([step, row["seed"], row["return"]] for row in rows)
-        return [row["return"] for row in rows]
+        clip = draw_clips(rows, args.batch_size, args.batch_length, rng).to(device)  # (4) (T, B)
+        return imitation_loss(model, policy, demos.obs[clip], args.objective, args.imitation_kl, idm)[:2]  # (5)
 
     def validate(step: int) -> dict[str, float]:
         fresh = action_error(model, policy, demos, withheld, probe, idm)
         if step < args.updates:  # the last policy plays the final evaluation
-            fresh |= score(test(args.quick_episodes, 20_000, step, "episodes.csv"), expert_return, random_return)
+            fresh |= run.validate(games(args.quick_episodes), player(model, policy.mode))
         return fresh
 
     print(f"phase 2: {len(demos.starts) - 1} demonstrations of {demonstrations}\nworld model: {checkpoint}")
-    updates = load(run_dir / "checkpoint.pt", "cpu")["step"] if args.eval_only else args.updates
-    step, seconds, report = optimise({"policy": policy}, loss, updates, rng, run_dir, args, settings, {}, validate)
-    games = "eval_only_episodes.csv" if args.eval_only else "final_episodes.csv"
-    (run_dir / games).unlink(missing_ok=True)
-    returns = np.array(test(args.eval_episodes, 1000, step, games))
-    if "imitate/action_error" not in report:  # nothing was left to train
-        report |= action_error(model, policy, demos, withheld, probe, idm)
-    report |= score(returns, expert_return, random_return)
-    finish(args, run_dir, script, step, seconds, report, returns, expert_return, random_return,
-           {"data": folders, "demonstrations": demonstrations, "world_model": str(checkpoint)})  # fmt: skip
+    optimise(run, parameters, loss, 0 if args.eval_only else args.updates, validate)
+    if "imitate/action_error" not in run.report:  # nothing was left to train
+        run.report |= action_error(model, policy, demos, withheld, probe, idm)
+    sources = {"data": folders, "demonstrations": demonstrations, "world_model": str(checkpoint), "size": args.size}
+    report = run.finish(games, lambda: player(model, policy.mode), sources)  # (6)
+    print(f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
     return report
-
-
-def withheld_actions(folder: str, limit: int, device) -> Tensor | None:
-    """The demonstrations' actions (N, A) for `action_error`, None if a file has none."""
-    files = sorted((f for f in Path(folder).glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))[:limit]
-    found = []
-    for file in files:
-        with np.load(file) as npz:
-            found += [npz["pre_action"].astype(np.float32)] if "pre_action" in npz.files else []
-    return torch.from_numpy(np.concatenate(found)).to(device) if len(found) == len(files) else None
-
-
-# --- same in: aime, bco ---
-def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: dict, returns: np.ndarray,
-           expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
-    """Log and print the final evaluation, and write result.json (with --eval-only: eval_only.json)."""
-    if not args.eval_only:
-        log = Log(run_dir, step, args)
-        log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
-        log.writer.close()
-    report |= {"expert_return": expert_return, "random_return": random_return, "step": step}
-    report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
-    everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
-    strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
-    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
-    print(f"\n{args.env_id}, {args.setting}, {len(returns)} games, {args.size} size, {step} updates\n"
-          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
-          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
-          f"  score     {report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)\n"
-          f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")  # fmt: skip
-
-
-# --- end ---
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """BCO(0): behavioural cloning from observation. Learn which action joins two observations, label the expert's, clone.
 
@@ -14,7 +14,7 @@ model and trains the policy through it.
   (3) inverse model: a_t from o_{t-4..t}, o_{t+1}; squared error                                `inverse_loss`
   (4) windows of the demonstrations, observations only; label them with the frozen model        `label`
   (5) policy: the labels from o_{t-4..t}; squared error                                         `cloning_loss`
-  (6) play its action                                                                           `evaluate`
+  (6) play its action                                                                           `stacked`
 
     python bco.py --env-id walker-walk --body walker-stand-buffer        (makes whatever is missing; needs dm_control)
     python bco.py --env-id walker-walk --body walker-stand-buffer --method oracle
@@ -25,12 +25,8 @@ not leak; a single trajectory is cut in time. The rule for stopping is theirs; t
 """
 
 import copy
-import csv
-import json
 import math
-import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,9 +34,10 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from dmc import DMC, observed, random_returns
-from world_model import Log, Trajectories, clock, load, parse_args, save
+from dmc import DMC, Trajectories, observed, random_returns
+from world_model import Games, Run, make, parse_args, start
 
 
 @dataclass
@@ -225,37 +222,6 @@ def label(inverse: Actor, obs: Tensor, rows: Tensor, stack: int) -> Tensor:
 
 
 # --- same in: aime, bco ---
-@torch.no_grad()
-def evaluate(args, begin, episodes: int, seed: int, max_steps: int) -> list[dict]:
-    """Play whole games with act = begin(games), action = act(obs (N, ...)): rows of seed and return.
-
-    The torch random state is restored afterwards, so evaluating more often does not change the training.
-    """
-    envs = [DMC(args.env_id, args.setting, max_steps=max_steps) for _ in range(min(episodes, 25))]
-    rows = []
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        while len(rows) < episodes:
-            wave = envs[: episodes - len(rows)]
-            seeds = [seed + len(rows) + i for i in range(len(wave))]
-            obs = np.stack([env.reset(seed=number)[0] for env, number in zip(wave, seeds)])
-            act, total, ended = begin(len(wave)), np.zeros(len(wave)), False
-            while not ended:  # all games are equally long
-                action = act(torch.from_numpy(obs)).cpu().numpy()
-                steps = [env.step(a) for env, a in zip(wave, action)]
-                obs, ended = np.stack([step[0] for step in steps]), steps[0][3]
-                total += [step[1] for step in steps]
-            rows += [{"seed": number, "return": float(value)} for number, value in zip(seeds, total)]
-    return rows
-
-
-def ensure(command: list[str]) -> None:
-    """Run a missing stage as the command a user would type."""
-    print("$ python " + " ".join(command), flush=True)
-    if subprocess.run([sys.executable, *command]).returncode:
-        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
-
-
 def datasets(args) -> tuple[list[str], str]:
     """Folders of D_body and of the demonstrations; those that dmc.py can make are made if they are missing."""
     debug, visual = args.size == "debug", args.setting == "visual"
@@ -268,225 +234,155 @@ def datasets(args) -> tuple[list[str], str]:
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
         if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
-            ensure(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
+            make(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
     return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
 
 
-def same_settings(saved: dict, settings: dict, file: Path) -> None:
-    """End with one sentence if a checkpoint was made with other settings."""
-    old = saved.get("settings", {})
-    wrong = {name: value for name, value in old.items() if settings.get(name, value) != value}
-    no_flag = ("world_model", "keys", "action_size", "body")
-    other = []
-    for name, value in wrong.items():
-        flag, shown = name.replace("_", "-"), "" if isinstance(value, bool) else f" {value}"
-        told = name in no_flag or value is None
-        other.append(f"another {flag}" if told else f"--{'no-' if value is False else ''}{flag}{shown}")
-    if other or not old:
-        reason = "with " + ", ".join(other) if other else "by another script"
-        sys.exit(f"{file} was made {reason}: give --run-dir for a new run, or repeat its settings.")
+def read_demonstrations(args, folder: str, keys: dict[str, int], device, actions: bool) -> tuple[Trajectories, dict]:
+    """N^E demonstrations, and mean returns of the expert and of random actions."""
+    demos = Trajectories([folder], keys, args.num_expert_episodes, actions=actions, device=device)
+    if len(demos.starts) <= args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(demos.starts) - 1} games: lower --num-expert-episodes or record more.")
+    random = demos.meta.get("random_returns") or random_returns(args.env_id)
+    return demos, {"expert": float(np.mean(demos.returns)), "random": float(np.mean(random))}
 
 
-def score(returns, expert: float, random: float) -> dict[str, float]:
-    """What is logged about the returns of some games."""
-    mean, share = float(np.mean(returns)), (float(np.mean(returns)) - random) / ((expert - random) or 1.0)
-    return {"eval/return_mean": mean, "eval/return_std": float(np.std(returns)), "eval/return_vs_expert": share}
+def games_of(args, max_steps: int):
+    """A function that makes so many games side by side, observed as --setting says."""
+    make_one = lambda: DMC(args.env_id, args.setting, max_steps=max_steps)  # noqa: E731
+    return lambda count: Games(args.env_id, min(count, 25), max_steps, make=make_one)
 
 
 # --- end ---
 
 
-def player(policy: Actor, stack: int, device):
-    """For `evaluate`: the policy on the last observations; before there are enough, the first one is repeated."""
+def stacked(policy: Actor, stack: int, device):
+    """For `play`: the policy on the last observations; before there are enough, the first one is repeated."""
+    seen = []
 
-    def begin(games: int):
-        seen = []
+    @torch.no_grad()
+    def act(games: Games) -> np.ndarray:
+        obs = torch.from_numpy(games.seen)
+        seen[:] = [*seen[1 - stack :], obs] if seen and games.steps.any() else [obs] * stack
+        return policy(torch.stack(seen[-stack:], 1).to(device)).cpu().numpy()
 
-        def act(obs: Tensor) -> Tensor:
-            seen[:] = [*seen[1 - stack :], obs] if seen else [obs] * stack
-            return policy(torch.stack(seen[-stack:], 1).to(device))
-
-        return act
-
-    return begin
+    return act
 
 
-class Trainer:
-    """Trains the stages of a run one after the other, with some ten checkpoints in the least epochs of each."""
+class Stopping:
+    """Early stopping of a stage: its best weights, their validation loss, epochs since, and whether it has ended."""
 
-    def __init__(self, args: Args, run_dir: Path, settings: dict, device: torch.device):
-        self.args, self.run_dir, self.settings, self.device = args, run_dir, settings, device
-        self.file, self.report, self.began = run_dir / "checkpoint.pt", {}, time.time()
-        self.saved = load(self.file, device) if self.file.exists() else {"done": {}, "seconds": 0.0, "step": 0}
-        if self.file.exists():
-            same_settings(self.saved, settings, self.file)
-            print(f"resuming {self.file} at update {self.saved['step'] + self.saved.get('updates', 0)}")
-        self.before = self.saved["seconds"]
-        self.log = Log(run_dir, self.saved["step"] + self.saved.get("updates", 0), args)
+    def __init__(self, net: nn.Module):
+        self.best, self.loss, self.stale, self.epoch, self.ended = (
+            copy.deepcopy(net.state_dict()),
+            math.inf,
+            0,
+            0,
+            False,
+        )
 
-    def fit(self, name: str, net: nn.Module, loss, train: Tensor, held: Tensor) -> None:
-        """Epochs of Adam on loss(rows) until the validation loss stops falling; the best weights."""
-        args, saved = self.args, self.saved
-        if name in saved["done"]:
-            net.load_state_dict(saved["done"][name])
-            return
-        rng = torch.Generator().manual_seed(args.seed)
-        optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
-        best, best_loss, stale, epoch, updates = copy.deepcopy(net.state_dict()), math.inf, 0, 0, 0
-        if saved.get("stage") == name:
-            net.load_state_dict(saved["net"]), optimizer.load_state_dict(saved["optimizer"])
-            rng.set_state(saved["rng"].cpu())
-            best, best_loss, stale, epoch, updates = (
-                saved[k] for k in ("best", "best_loss", "stale", "epoch", "updates")
-            )
-        needed = max(args.min_epochs, math.ceil(args.min_updates / math.ceil(len(train) / args.batch_size)))
-        limit, shown = args.max_epochs or math.inf, 0.0
-        while epoch < min(needed, limit) or (stale < args.patience and epoch < limit):
-            total = torch.zeros((), device=self.device)
-            for rows in train[torch.randperm(len(train), generator=rng)].split(args.batch_size):
-                value = loss(rows.to(self.device))
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-                total += value.detach() * len(rows)
-                updates += 1
-            epoch += 1
-            with torch.no_grad():
-                errors = [loss(rows.to(self.device)).item() * len(rows) for rows in held.split(1000)]
-            error, stale = sum(errors) / len(held), stale + 1
-            if error < best_loss:
-                best, best_loss, stale = copy.deepcopy(net.state_dict()), error, 0
-            step, seconds = saved["step"] + updates, self.seconds()
-            row = {f"losses/{name}": total.item() / len(train), f"losses/{name}_validation": error,
-                   "charts/SPS": step / seconds}  # fmt: skip
-            self.log(step, seconds, row)
-            self.report |= row
-            # ten checkpoints are enough: writing one may take longer than an epoch
-            last = epoch >= limit or (epoch >= needed and stale >= args.patience)
-            if last or epoch % max(1, needed // 10) == 0:
-                state = {"stage": name, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "best": best,
-                         "best_loss": best_loss, "stale": stale, "epoch": epoch, "updates": updates,
-                         "rng": rng.get_state(), "seconds": seconds}  # fmt: skip
-                self.save(saved | state)
-            if last or time.time() - shown > 1:
-                shown = time.time()
-                print(f"\r{name}: epoch {epoch} (at least {needed})  loss {row[f'losses/{name}']:.5f}"
-                      f"  validation {error:.5f}  best {best_loss:.5f}  {clock(seconds)}   ",
-                      end="\n" if last else "", flush=True)  # fmt: skip
-        net.load_state_dict(best)
-        self.saved = {"done": saved["done"] | {name: best}, "step": saved["step"] + updates, "seconds": self.seconds()}
-        self.save(self.saved)
+    def state_dict(self) -> dict:
+        return vars(self)
 
-    def seconds(self) -> float:
-        """Time spent, before an interruption too."""
-        return self.before + time.time() - self.began
+    def load_state_dict(self, saved: dict) -> None:
+        vars(self).update(saved)
 
-    def save(self, content: dict) -> None:
-        """Write the checkpoint."""
-        versions = {"torch": str(torch.__version__), "numpy": str(np.__version__)}
-        save(self.file, content | {"settings": self.settings, "args": vars(self.args), "versions": versions})
+
+def stage(args: Args, name: str, net: nn.Module) -> dict:
+    """What a checkpoint holds of a stage: network, optimiser, early stopping, random numbers."""
+    optimizer = torch.optim.Adam(net.parameters(), lr=args.learning_rate)
+    rng = torch.Generator().manual_seed(args.seed)
+    return {name: net, f"{name}_optimizer": optimizer, f"{name}_stopping": Stopping(net), f"{name}_rng": rng}
+
+
+def fit(run: Run, name: str, loss, train: Tensor, held: Tensor) -> nn.Module:
+    """Epochs of Adam on loss(rows) until the validation loss stops falling; the network with its best weights."""
+    net, optimizer, stop, rng = (run.parts[name + end] for end in ("", "_optimizer", "_stopping", "_rng"))
+    args, device = run.args, next(net.parameters()).device
+    needed = max(args.min_epochs, math.ceil(args.min_updates / math.ceil(len(train) / args.batch_size)))
+    limit = args.max_epochs or math.inf
+    run.bar = tqdm(total=needed, initial=stop.epoch, unit=" epochs", disable=None)  # at least so many
+    while not stop.ended:
+        total = torch.zeros((), device=device)
+        for rows in train[torch.randperm(len(train), generator=rng)].split(args.batch_size):
+            value = loss(rows.to(device))
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            total += value.detach() * len(rows)
+            run.step += 1
+        with torch.no_grad():
+            errors = [loss(rows.to(device)).item() * len(rows) for rows in held.split(1000)]
+        error, stop.epoch, stop.stale = sum(errors) / len(held), stop.epoch + 1, stop.stale + 1
+        if error < stop.loss:
+            stop.best, stop.loss, stop.stale = copy.deepcopy(net.state_dict()), error, 0
+        stop.ended = stop.epoch >= limit or (stop.epoch >= needed and stop.stale >= args.patience)
+        metrics = {f"losses/{name}": total / len(train), f"losses/{name}_validation": error}
+        run.log(metrics, *metrics)
+        run.bar.update()
+        if stop.ended or stop.epoch % max(1, needed // 10) == 0:  # writing one may take longer than an epoch
+            run.save()
+    run.bar.close()
+    print(f"{name}: {stop.epoch} epochs, best validation loss {stop.loss:.5f}")
+    net.load_state_dict(stop.best)
+    return net
 
 
 def main(args: Args) -> dict:
-    device = torch.device("cuda" if args.cuda and torch.cuda.is_available() else "cpu")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    torch.manual_seed(args.seed)
+    device, script = start(args), args.method
     keys, stack = observed(args.env_id, args.setting), args.stack or (1 if args.setting == "mdp" else 5)
     folders, demonstrations = datasets(args)
-    script = Path(__file__).stem if args.method == "bco" else args.method
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
-    oracle = args.method == "oracle"
-    # without the oracle the demonstrations' actions are not read
-    demos = Trajectories([demonstrations], keys, args.num_expert_episodes, actions=oracle, device=device)
-    if len(demos.starts) <= args.num_expert_episodes:
-        sys.exit(
-            f"{demonstrations} has only {len(demos.starts) - 1} games: lower --num-expert-episodes or record more."
-        )
-    expert_return = float(np.mean(demos.returns))
-    random_return = float(np.mean(demos.meta.get("random_returns") or random_returns(args.env_id)))
-    free = ("run_dir", "cuda", "data_dir", "threads")
-    settings = {k: v for k, v in vars(args).items() if k not in free and "eval" not in k} | {"body": ",".join(folders)}
     if not 0 < args.validation_share < 1:
         sys.exit(f"--validation-share {args.validation_share} must lie between 0 and 1.")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
-    if args.eval_only and "policy" not in load(run_dir / "checkpoint.pt", "cpu").get("done", {}):
-        sys.exit(f"{run_dir / 'checkpoint.pt'} is not finished: the same command without --eval-only goes on with it.")
-    trainer, rng = Trainer(args, run_dir, settings, device), torch.Generator().manual_seed(args.seed)
-    policy = Actor(keys, stack, 6, args.units).to(device)
-    # (1) and (2) windows of D_body; the inverse (3) or the forward model
-    model = None
+    oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
+    demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
+    rng, policy, name = (
+        torch.Generator().manual_seed(args.seed),
+        Actor(keys, stack, 6, args.units).to(device),
+        "forward",
+    )
+    parts = {}
     if not oracle:
+        make_model, rule = (Actor, inverse_loss) if args.method == "bco" else (Forward, forward_loss)
+        model = make_model(keys, stack + (args.method == "bco"), 6, args.units).to(device)
+        name = "inverse" if args.method == "bco" else "forward"
+        parts = stage(args, name, model)
+    parts |= stage(args, "policy", policy)
+    run = Run(run_dir, args, parts, {"body": ",".join(folders)}, marks, free={"body"})
+    if args.eval_only and not parts["policy_stopping"].ended:
+        sys.exit(f"{run.file} is not finished: the same command without --eval-only goes on with it.")
+    if not oracle:
+        # (1) and (2) windows of D_body; the inverse (3) or the forward model
         data = Trajectories(folders, keys, device=device)
         following = torch.cat([data.prev_action[1:], data.prev_action[:1]])  # following[t] was taken at row t
         train, held = (window_rows(pieces, stack) for pieces in split_rows(data.starts, args.validation_share, rng))
-        make, rule = (Actor, inverse_loss) if args.method == "bco" else (Forward, forward_loss)
-        model = make(keys, stack + (args.method == "bco"), 6, args.units).to(device)
-        name = "inverse" if args.method == "bco" else "forward"
-
-        def model_error(row: Tensor) -> Tensor:
-            return rule(model, gather(data.obs, row, stack, True), following[row])
-
-        trainer.fit(name, model, model_error, train, held)
+        fit(run, name, lambda row: rule(model, gather(data.obs, row, stack, True), following[row]), train, held)
         model.requires_grad_(False)
-        policy.encoder.load_state_dict(model.encoder.state_dict())
+        if parts["policy_stopping"].epoch == 0:
+            policy.encoder.load_state_dict(model.encoder.state_dict())
     # (4) windows of the demonstrations, and what the policy shall do there
     train, held = (window_rows(pieces, stack) for pieces in split_rows(demos.starts, args.validation_share, rng))
-    if args.method == "iidm":
+    if args.method == "bco":
+        target = label(model, demos.obs, torch.cat([train, held]).to(device), stack)
+    elif oracle:
+        target = torch.cat([demos.prev_action[1:], demos.prev_action[:1]])
 
-        def loss(row: Tensor) -> Tensor:
-            obs = gather(demos.obs, row, stack, True)
+    def loss(row: Tensor) -> Tensor:
+        obs = gather(demos.obs, row, stack, args.method == "iidm")
+        if args.method == "iidm":
             return forward_loss(model, obs, policy(obs[:, :-1]))
+        return cloning_loss(policy, obs, target[row])  # (5)
 
-    else:
-        rows = torch.cat([train, held]).to(device)
-        if oracle:
-            target = torch.cat([demos.prev_action[1:], demos.prev_action[:1]])
-        else:
-            target = label(model, demos.obs, rows, stack)
-
-        def loss(row: Tensor) -> Tensor:
-            return cloning_loss(policy, gather(demos.obs, row, stack, False), target[row])  # (5)
-
-    trainer.fit("policy", policy, loss, train, held)
-    # (6) play
-    trainer.log.writer.close()
-    rows = evaluate(args, player(policy, stack, device), args.eval_episodes, 1000, demos.meta.get("max_steps", 500))
-    step, seconds = trainer.saved["step"], trainer.seconds()
-    with open(run_dir / ("eval_only_episodes.csv" if args.eval_only else "final_episodes.csv"), "w", newline="") as out:
-        out.write("update,seed,return\n")
-        csv.writer(out).writerows([step, row["seed"], row["return"]] for row in rows)
-    returns = np.array([row["return"] for row in rows])
-    report = trainer.report | score(returns, expert_return, random_return)
-    finish(args, run_dir, script, step, seconds, report, returns, expert_return, random_return,
-           {"data": folders, "demonstrations": demonstrations, "method": args.method})  # fmt: skip
+    fit(run, "policy", loss, train, held)
+    games = games_of(args, demos.meta.get("max_steps", 500))
+    sources = {"data": folders, "demonstrations": demonstrations, "method": args.method, "size": args.size}
+    report = run.finish(games, lambda: stacked(policy, stack, device), sources)  # (6)
+    print(f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
     return report
-
-
-# --- same in: aime, bco ---
-def finish(args, run_dir: Path, script: str, step: int, seconds: float, report: dict, returns: np.ndarray,
-           expert_return: float, random_return: float, sources: dict) -> None:  # fmt: skip
-    """Log and print the final evaluation, and write result.json (with --eval-only: eval_only.json)."""
-    if not args.eval_only:
-        log = Log(run_dir, step, args)
-        log(step, seconds, {name: value for name, value in report.items() if name.startswith("eval/")})
-        log.writer.close()
-    report |= {"expert_return": expert_return, "random_return": random_return, "step": step}
-    report |= {"percent_of_expert": 100 * report["eval/return_mean"] / (expert_return or 1.0)}
-    everything = report | sources | {"size": args.size, "args": vars(args), "returns": returns.tolist()}
-    strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}  # no NaN
-    (run_dir / ("eval_only.json" if args.eval_only else "result.json")).write_text(json.dumps(strict, indent=1))
-    standard_error = returns.std() / max(len(returns) - 1, 1) ** 0.5
-    print(f"\n{args.env_id}, {args.setting}, {len(returns)} games, {args.size} size, {step} updates\n"
-          f"  {script:10s}{report['eval/return_mean']:8.1f} +- {standard_error:.1f} (standard error)\n"
-          f"  expert    {expert_return:8.1f}\n  random    {random_return:8.1f}\n"
-          f"  score     {report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)\n"
-          f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")  # fmt: skip
-
-
-# --- end ---
 
 
 if __name__ == "__main__":

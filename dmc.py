@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
 # ///
 """dm_control's Walker and Cheetah through Gymnasium's API, and recorded data of them: state, or state and pixels.
 
@@ -27,6 +27,8 @@ import json
 import os
 import sys
 import time
+import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -169,6 +171,42 @@ class DMC(gym.Env):
             return self.task.physics.render(64, 64, camera_id=0)
         except Exception as error:  # each renderer has exceptions of its own
             sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
+
+
+class Trajectories:
+    """Recorded trajectories in AIME's published format (`0.npz, 1.npz, ...`), end to end; see docs/aime.md.
+
+    obs (N, O) float32, the sensors in `keys` side by side, or (N, 64, 64, C) uint8; prev_action (N, A), the action that
+    led to the row. With actions=False the files' actions are not read and prev_action is None.
+    """
+
+    def __init__(self, folders: list[str], keys: dict[str, int], limit: int = 0, actions: bool = True, device="cpu"):
+        obs, prev_action, self.starts, self.returns, self.meta = [], [], [0], [], {}
+        for folder in map(Path, folders):
+            files = sorted((f for f in folder.glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))
+            if not files:
+                sys.exit(f"No trajectories in {folder}: make them with dmc.py, or name another folder.")
+            for file in files[: limit or None]:
+                try:
+                    with np.load(file, allow_pickle=False) as npz:  # reads only the keys that are asked for
+                        parts = [npz[name] for name in keys]
+                        prev_action += [npz["pre_action"].astype(np.float32)] if actions else []
+                        self.returns.append(float(npz["reward"].sum(dtype=float)))
+                    sizes = [part.shape[-1] if part.ndim > 1 else 1 for part in parts]
+                    if sizes != list(keys.values()) or len({len(part) for part in parts}) > 1:
+                        raise ValueError(f"it has {dict(zip(keys, sizes))}, not {keys}")
+                    if "image" in keys:
+                        obs.append(parts[0])
+                    else:
+                        obs.append(np.concatenate([p.reshape(len(p), -1) for p in parts], -1).astype(np.float32))
+                except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                    sys.exit(f"{file} is not a trajectory of this kind ({error}): delete it or name another folder.")
+                self.starts.append(self.starts[-1] + len(obs[-1]))
+            meta_file = folder / "dataset.json"
+            self.meta = self.meta or (json.loads(meta_file.read_text()) if meta_file.exists() else {})
+        self.obs = torch.from_numpy(np.concatenate(obs)).to(device)
+        self.prev_action = torch.from_numpy(np.concatenate(prev_action)).to(device) if actions else None
+        self.starts = torch.tensor(self.starts)  # (trajectories + 1,)
 
 
 class Recorder(gym.Wrapper):

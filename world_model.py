@@ -596,7 +596,7 @@ class WorldModel(nn.Module):
         self.register_buffer("pixel_mean", torch.zeros(pixels))
         self.register_buffer("pixel_std", torch.ones(pixels))
         self.encoder = nn.Identity() if self.sensors else encoder_of(depth, channels, picture)
-        embed = self.sensors or 4 * (8 if picture == 64 else 4) * depth  # E
+        self.embed_size = embed = self.sensors or 4 * (8 if picture == 64 else 4) * depth  # E
         # recurrent step: W_z z + W_a a -> LayerNorm -> ELU -> GRU (authors' code)
         self.stoch_in = nn.Linear(self.latent.size, hidden)
         self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
@@ -850,7 +850,11 @@ class Run:
         self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.cuda, self.began, self.total = args.cuda and torch.cuda.is_available(), time.time(), args.updates
+        self.cuda, self.began, self.total = (
+            args.cuda and torch.cuda.is_available(),
+            time.time(),
+            getattr(args, "updates", 0),
+        )
         if self.file.exists():
             self.restore()
         self.set_rate()
@@ -1017,7 +1021,7 @@ class Run:
             pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
         error = returns.mean(0).std() / max(n - 1, 1) ** 0.5  # over games, each K times the same
         print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates")
-        print(f"  {self.script:10s}{mean:8.1f} +- {error:.1f} (standard error)")
+        print(f"  {sources.get('method', self.script):10s}{mean:8.1f} +- {error:.1f} (standard error)")
         for who, value in self.marks.items():
             print(f"  {who:10s}{value:8.1f}" + "  (the expert's actions in random order)" * (who == "shuffled"))
         print(f"  score     {self.report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")
