@@ -41,14 +41,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Iterator
 
-import gymnasium as gym
 import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
 
 from expert_policies import PlayerExpert, RandomExpert, ShuffledExpert, choose_expert, load_expert, random_actions
-from world_model import Games, play
+from world_model import Games, make_env, play
 
 
 @dataclass
@@ -151,10 +150,8 @@ def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def scores(args: Args, atari: bool, expert, seeds: list[int]) -> list[float]:
-    """Returns of games that nobody looks at: outside Atari, whose picture is there anyway, nothing is rendered."""
-    make = None if atari else functools.partial(gym.make, args.env_id)
-    games = Games(args.env_id, args.num_envs, args.max_steps, make=make)
+def score(games: Games, expert, seeds: list[int]) -> list[float]:
+    """Play one game per seed; their returns."""
     return [game["return"] for game in play(games, Policy(games, expert), seeds)]
 
 
@@ -190,10 +187,12 @@ def main(args: Args) -> dict:
     folder = Path(args.data_dir) / args.env_id / args.name
     meta_path = folder / "dataset.json"
     old = json.loads(meta_path.read_text()) if meta_path.exists() else {}
-    games = Games(args.env_id, 1, grayscale=args.grayscale)
+    # nobody looks at these games, so outside Atari, where the picture is there anyway, nothing is rendered
+    unseen = None if args.env_id.endswith("NoFrameskip-v4") else functools.partial(make_env, args.env_id)
+    games = Games(args.env_id, args.num_envs, args.max_steps or 27000, args.grayscale, unseen)
     args = replace(args, expert=choose_expert(args.expert, args.env_id, old.get("expert")))
     expert = load_expert(args.expert, args.env_id, games, args.deterministic_expert)
-    args.max_steps = args.max_steps or expert.max_steps
+    args.max_steps = games.max_steps = args.max_steps or expert.max_steps
     space = games.action_space
     actions = {"num_actions": games.action_size}
     if not games.discrete:
@@ -215,7 +214,7 @@ def main(args: Args) -> dict:
     print(f"{args.env_id}, {expert.name}: {len(done)} games in {folder}, {len(jobs)} to play.", flush=True)
 
     # (3) a random policy's score by the same protocol
-    meta["random_returns"] = old.get("random_returns") or scores(args, games.atari, RandomExpert(), seeds("random", 20))
+    meta["random_returns"] = old.get("random_returns") or score(games, RandomExpert(), seeds("random", 20))
 
     # (4) play
     def store() -> None:
@@ -249,7 +248,7 @@ def main(args: Args) -> dict:
     meta["shuffled_returns"] = [] if jobs else old.get("shuffled_returns")
     if not meta["shuffled_returns"]:
         taken = np.concatenate([np.load(folder / episode["file"])["actions"] for episode in meta["episodes"]])
-        meta["shuffled_returns"] = scores(args, games.atari, ShuffledExpert(taken), seeds("random", 20))
+        meta["shuffled_returns"] = score(games, ShuffledExpert(taken), seeds("random", 20))
     store()
 
     result = {"episodes": len(meta["episodes"]), "steps_per_second": speed}

@@ -206,6 +206,41 @@ def test_continuous_actions_rgb_and_grey():
         assert info["action"].dtype == np.float32 and info["action"].tolist() == [[2.0], [-0.5]]  # clipped to the Box
 
 
+class Pair(gym.Env):
+    """Observes a tuple and is seen through `render()`, which counts how often it was called; three steps a game."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 30}
+    observation_space = gym.spaces.Tuple((gym.spaces.Discrete(4), gym.spaces.Discrete(2)))
+    action_space = gym.spaces.Discrete(2)
+    drawn = 0
+
+    def __init__(self, render_mode: str | None = None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return (0, 0), {}
+
+    def step(self, action):
+        self.steps += 1
+        return (self.steps, action), 1.0, self.steps == 3, False, {}
+
+    def render(self):
+        Pair.drawn += 1
+        return np.zeros((64, 64, 3), np.uint8)
+
+
+gym.register("Pair-v0", Pair)
+
+
+def test_only_what_is_recorded_is_drawn(tmp_path):
+    main(counting_args(tmp_path, env_id="Pair-v0", num_episodes=1, num_val_episodes=0, num_envs=2))
+    assert Pair.drawn == 2 + 1 + 4  # each environment when it is made, and the frames of the one game recorded
+    meta = json.loads((tmp_path / "Pair-v0/expert/dataset.json").read_text())
+    assert meta["random_returns"] == meta["shuffled_returns"] == [3.0] * 20
+
+
 # ---- storage
 
 
