@@ -75,7 +75,7 @@ class Args:
     stoch: int = 0
     """Z, width of the latent z; 0: 128 (rssm) or 30 (rssmo)"""
     hidden: int = 0
-    """width of the model's hidden layers; 0: 128 (rssm) or 512 (rssmo)"""
+    """width of the model's hidden layers; 0: 256 (rssm) or 512 (rssmo)"""
     free_nats: float = -1.0
     """KL per step below which it has no gradient in phase 1; negative: 0 (rssm) or 1 (rssmo). Phase 2 has none"""
     balance: float = -1.0
@@ -122,7 +122,7 @@ class Args:
     """ablation: train an inverse dynamics model beside phase 1, and clone its actions in phase 2"""
 
 
-SMALL = dict(deter=200, stoch=30, hidden=128, batch_size=32, batch_length=32, model_updates=15_000, updates=5000,
+SMALL = dict(deter=200, stoch=30, hidden=256, batch_size=32, batch_length=32, model_updates=15_000, updates=5000,
              learning_rate=1e-3, anneal=True, eval_episodes=50, threads=1)  # fmt: skip
 SIZES = {
     "paper": {},
@@ -326,8 +326,8 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
     data = Trajectories(folders, keys, device=device)
     rows, rng = clip_starts(data, args.batch_length), torch.Generator().manual_seed(args.seed)
     config = {"keys": keys, "sensors": sensors, "deviation": "learned" if rssm and sensors else "fixed",
-              "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30),
-              "hidden": args.hidden or (128 if rssm else 512), "action_size": data.prev_action.shape[-1]}  # fmt: skip
+              "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30), "layers": 2,
+              "hidden": args.hidden or (256 if rssm else 512), "action_size": data.prev_action.shape[-1]}  # fmt: skip
     config |= {} if sensors else {"depth": 32, "channels": keys["image"]}
     torch.manual_seed(args.seed)
     model = WorldModel(config).to(device)

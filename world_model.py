@@ -576,10 +576,10 @@ class WorldModel(nn.Module):
     """Encoder, RSSM and decoder. A state is the pair (deter (B, D), stoch (B, S*K)); feat is both, concatenated."""
 
     # what a config may leave out. classes 0: a Gaussian latent of size stoch. sensors O: observations are vectors (O,),
-    # not pictures. deviation learned: the decoder predicts its own. ensemble: number of prior heads
-    defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "ensemble": 1, "free_nats": 0.0, "picture": 64,
-                "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0, "beta": 1.0,
-                "kl_balance": None}  # fmt: skip
+    # not pictures. deviation learned: the decoder predicts its own. layers: hidden ones of prior and posterior
+    defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "layers": 1, "ensemble": 1, "free_nats": 0.0,
+                "picture": 64, "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0,
+                "beta": 1.0, "kl_balance": None}  # fmt: skip
 
     def __init__(self, config: dict):
         super().__init__()
@@ -602,7 +602,9 @@ class WorldModel(nn.Module):
         self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
         self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
         self.gru = nn.GRUCell(hidden, deter)
-        last = lambda: (nn.LayerNorm(hidden, eps=1e-3), nn.ELU(), nn.Linear(hidden, self.latent.outputs))  # noqa: E731
+        norm = lambda: (nn.LayerNorm(hidden, eps=1e-3), nn.ELU())  # noqa: E731
+        more = lambda: [m for _ in range(c["layers"] - 1) for m in (nn.Linear(hidden, hidden), *norm())]  # noqa: E731
+        last = lambda: (*norm(), *more(), nn.Linear(hidden, self.latent.outputs))  # noqa: E731
         self.priors = nn.ModuleList(nn.Sequential(nn.Linear(deter, hidden), *last()) for _ in range(c["ensemble"]))
         self.post_deter = nn.Linear(deter, hidden)
         self.post_embed = nn.Linear(embed, hidden, bias=False)

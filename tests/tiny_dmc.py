@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 
 import dmc
@@ -10,18 +11,22 @@ import dmc
 STEPS = 12  # decisions per game
 
 
-class FakeDMC:
+class FakeDMC(gym.Env):
     """Stands in for dmc.DMC: every sensor moves by the action's mean; the reward is that of moving up."""
 
     def __init__(self, env_id: str, setting: str = "mdp", pixels: bool = False, max_steps: int = STEPS):
         self.keys, self.max_steps = dmc.observed(env_id, setting), max_steps
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (sum(self.keys.values()),), np.float32)
+        if "image" in self.keys:
+            self.observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
 
     def observe(self) -> np.ndarray:
         if "image" in self.keys:
             return np.full((64, 64, 3), np.clip(128 + 40 * self.place, 0, 255), np.uint8)
         return np.full(sum(self.keys.values()), self.place, np.float32)
 
-    def reset(self, *, seed: int):
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
         self.place, self.steps = np.random.default_rng(seed).uniform(-0.1, 0.1), 0
         return self.observe(), {}
 
