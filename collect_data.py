@@ -4,7 +4,7 @@
 # ///
 """Collect demonstrations: an expert plays, and its games are stored as 64x64 frames, actions and rewards.
 
-  (1) choose who plays, and what of his seeds, frames and actions the data set must agree with
+  (1) choose the expert, and the settings that all games of a data set share
   (2) find the games that it lacks: a game depends on --seed, --name and its number only
   (3) score random actions by the same protocol
   (4) play and store the missing games; with --epsilon, bursts of random actions lead off the expert's path   `Policy`
@@ -255,7 +255,7 @@ def main(args: Args) -> dict:
     for who in ("expert", "random", "shuffled"):
         returns = meta[f"{who}_returns"]
         result |= {f"{who}_return_mean": np.mean(returns), f"{who}_return_std": np.std(returns)}
-    print("\n" + ", ".join(f"{key} {value:.4g}" for key, value in result.items()))
+    print(", ".join(f"{key} {value:.4g}" for key, value in result.items()))
     return {key: float(value) for key, value in result.items()}
 
 
