@@ -32,10 +32,10 @@ import tyro
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from aime import draw_clips
+from aime import clip_evidence, clip_starts, draw_clips
 from bco import Actor, gather, inverse_loss, window_rows
-from dmc import DMC, observed, rollouts
-from world_model import Trajectories, load_world_model
+from dmc import DMC, Trajectories, observed, rollouts
+from world_model import load_world_model
 
 
 @dataclass
@@ -103,16 +103,16 @@ def inverse_errors(body: Trajectories, demos: Trajectories, keys: dict, updates:
 
 @torch.no_grad()
 def evidence(model, data: Trajectories, args: Args) -> list[dict]:
-    """ELBO and KL, in nats per clip, under the recorded actions, those of another clip, and uniform ones."""
-    rows = draw_clips(data.first_rows(args.batch_length), args.clips, args.batch_length,
+    """ELBO and weighted KL, in nats per clip, under the recorded actions, those of another clip, and uniform ones."""
+    rows = draw_clips(clip_starts(data, args.batch_length), args.clips, args.batch_length,
                       torch.Generator().manual_seed(args.seed))  # fmt: skip
     torch.manual_seed(args.seed)
     obs, action = data.obs[rows], data.prev_action[rows]  # (T, B, ...)
     kinds = {"recorded": action, "of another clip": action.roll(1, 1), "uniform": torch.rand_like(action) * 2 - 1}
     found = []
     for name, taken in kinds.items():
-        out = model.evidence(obs, lambda feat, embed, t, taken=taken: taken[t])
-        found.append({"actions": name, "elbo": out["elbo"].item(), "kl": out["plain_kl"].item()})
+        _, kl, elbo, _ = clip_evidence(model, obs, taken)
+        found.append({"actions": name, "elbo": elbo.item(), "kl": kl.item()})
     return found
 
 

@@ -1,6 +1,7 @@
 """bco.py: windows and splits, which action labels which observation, gradients, recovered actions, whole runs."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ import bco
 from bco import Actor, Args, Forward, cloning_loss, forward_loss, gather, inverse_loss, label, split_rows, window_rows
 
 LOG_KEYS = {"losses/inverse", "losses/inverse_validation", "losses/forward", "losses/forward_validation",
-            "losses/policy", "losses/policy_validation", "charts/SPS", "eval/return_mean", "eval/return_std",
-            "eval/return_vs_expert"}  # fmt: skip
+            "losses/policy", "losses/policy_validation", "charts/SPS", "charts/seconds", "eval/return_mean",
+            "eval/return_std", "eval/return_vs_expert"}  # fmt: skip
 
 
 # data
@@ -79,11 +80,15 @@ def test_policy_learns_through_the_frozen_forward_model():
 def test_player_repeats_the_first_observation():
     policy = Actor({"x": 1}, 3, 1, 4)
     policy.forward = lambda obs: obs[:, :, 0]
-    act = bco.player(policy, 3, "cpu")(2)
-    seen = [act(torch.tensor([[k], [k + 10.0]]))[0].tolist() for k in (1.0, 2.0, 3.0, 4.0)]
-    assert seen == [[1, 1, 1], [1, 1, 2], [1, 2, 3], [2, 3, 4]]
-    act = bco.player(policy, 1, "cpu")(1)
-    assert [act(torch.tensor([[k]]))[0].tolist() for k in (1.0, 2.0)] == [[1], [2]]
+
+    def shown(k: int, step: int) -> SimpleNamespace:
+        return SimpleNamespace(seen=np.array([[k], [k + 10]], np.float32), steps=np.array([step, step]))
+
+    act = bco.stacked(policy, 3, "cpu")
+    assert [act(shown(k, k - 1))[0].tolist() for k in (1, 2, 3, 4)] == [[1, 1, 1], [1, 1, 2], [1, 2, 3], [2, 3, 4]]
+    assert act(shown(7, 0))[0].tolist() == [7, 7, 7]  # the next game
+    act = bco.stacked(policy, 1, "cpu")
+    assert [act(shown(k, k - 1))[0].tolist() for k in (1, 2)] == [[1], [2]]
 
 
 # whole runs
@@ -112,7 +117,7 @@ def test_run_of_every_method_and_setting(data, method, setting):
     result = bco.main(debug_args(data, method=method, setting=setting, run_dir="run", **short))
     logged = {name for _, name in read_log(data.parent / "run")}
     first = {"bco": "inverse", "iidm": "forward"}.get(method)
-    expected = {"losses/policy", "losses/policy_validation", "charts/SPS"}
+    expected = {"losses/policy", "losses/policy_validation", "charts/SPS", "charts/seconds"}
     expected |= {name for name in LOG_KEYS if name.startswith("eval/")}
     assert logged == expected | ({f"losses/{first}", f"losses/{first}_validation"} if first else set())
     saved = json.loads((data.parent / "run" / "result.json").read_text())
@@ -131,7 +136,7 @@ def test_the_demonstrations_actions_cannot_be_read(data, method):
         if k:
             rewrite(data / "walker-walk-expert", lambda a: {n: v for n, v in a.items() if n != "pre_action"})
         bco.main(debug_args(data, method=method, run_dir=f"run{k}"))
-        policies.append(torch.load(f"run{k}/checkpoint.pt", weights_only=True)["done"]["policy"])
+        policies.append(torch.load(f"run{k}/checkpoint.pt", weights_only=True)["ranks"][0]["policy_stopping"]["best"])
     assert same_tensors(*policies)
     with pytest.raises(SystemExit, match="pre_action") as stop:
         bco.main(debug_args(data, method="oracle", run_dir="oracle"))
@@ -141,21 +146,22 @@ def test_the_demonstrations_actions_cannot_be_read(data, method):
 @pytest.mark.parametrize("stage", ["inverse", "policy"])
 def test_resumed_run_equals_uninterrupted_run(data, monkeypatch, stage):
     bco.main(debug_args(data, run_dir="whole"))
-    save, count = bco.Trainer.save, []
+    save, count = bco.Run.save, []
 
-    def save_or_break(self, content):
-        save(self, content)
-        count.append(content.get("stage") == stage and "net" in content)
+    def save_or_break(self):
+        save(self)
+        count.append(0 < self.parts[f"{stage}_stopping"].epoch)
         if sum(count) == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(bco.Trainer, "save", save_or_break)
+        patch.setattr(bco.Run, "save", save_or_break)
         with pytest.raises(KeyboardInterrupt):
             bco.main(debug_args(data, run_dir="broken"))
     bco.main(debug_args(data, run_dir="broken"))
     left, right = (torch.load(f"{name}/checkpoint.pt", weights_only=True) for name in ("whole", "broken"))
-    assert same_tensors(left["done"], right["done"]) and left["step"] == right["step"]
+    for name in ("inverse", "policy", "inverse_optimizer", "policy_optimizer", "ranks", "step"):
+        assert same_tensors(left[name], right[name]), name
     with pytest.raises(SystemExit, match="--units 16") as stop:
         bco.main(debug_args(data, run_dir="broken", units=8))
     assert_one_sentence(stop)

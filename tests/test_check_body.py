@@ -11,7 +11,8 @@ import torch
 from tiny import assert_one_sentence
 from tiny_dmc import rewrite, write_trajectories
 
-from world_model import GaussianWorldModel, Trajectories
+from dmc import Trajectories
+from world_model import WorldModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
 import check_body
@@ -57,8 +58,7 @@ def test_rows_are_written_and_appended(tmp_path, capsys):
     for name in ("walker-stand-buffer", "walker-walk-expert"):
         summed(tmp_path / name, 7)
     torch.manual_seed(0)
-    config = dict(variant="rssm", deter=8, stoch=3, hidden=8, keys=KEYS, action_size=6)
-    model = GaussianWorldModel(config)
+    model = WorldModel(dict(sensors=15, deviation="learned", deter=8, stoch=3, hidden=8, keys=KEYS, action_size=6))
     torch.save({"config": model.config, "model": model.state_dict(), "step": 1}, tmp_path / "checkpoint.pt")
     args = dict(data_dir=str(tmp_path), updates=2, clips=4, batch_length=5, csv=str(tmp_path / "out.csv"))
     check_body.main(check_body.Args(**args))
@@ -117,7 +117,7 @@ class Upright:
 
 def test_bad_input_ends_with_a_sentence(tmp_path):
     summed(tmp_path / "walker-stand-buffer", 2), summed(tmp_path / "walker-walk-expert", 2)
-    model = GaussianWorldModel(dict(variant="rssm", deter=8, stoch=3, hidden=8, keys={"height": 1}, action_size=6))
+    model = WorldModel(dict(sensors=1, deter=8, stoch=3, hidden=8, keys={"height": 1}, action_size=6))
     torch.save({"config": model.config, "model": model.state_dict(), "step": 1}, tmp_path / "checkpoint.pt")
     for changes, message in ((dict(setting="visual"), "--setting"), (dict(body="walker-fly-buffer"), "dmc.py"),
                              (dict(world_model=str(tmp_path / "checkpoint.pt")), "--world-model"),

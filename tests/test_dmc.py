@@ -9,7 +9,7 @@ import tiny_dmc
 from tiny import assert_one_sentence
 
 import dmc
-from world_model import Trajectories
+from dmc import Trajectories
 
 installed = all(importlib.util.find_spec(name) for name in ("dm_control", "stable_baselines3"))
 needs_dmc = pytest.mark.skipif(not installed, reason="needs requirements-dmc.txt")
