@@ -26,7 +26,7 @@ from world_model import Games, load, load_world_model, play, player  # noqa: E40
 
 @dataclass
 class Args:
-    run_dir: str
+    run_dir: str = ""
     """folder of a finished run"""
     out: str = "agent_and_dream.gif"
     """the GIF"""
