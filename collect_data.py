@@ -64,7 +64,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """an Atari `...NoFrameskip-v4` id, or any Gymnasium id that observes images or renders `rgb_array`"""
     expert: str = "auto"
-    """auto (the Zoo's PPO agent if the Hub answers, else embedded), embedded, random, a Hub id such as
+    """auto (the Zoo's PPO agent if the Hub answers, else embedded), embedded, embedded:name, random, a Hub id such as
     sb3/ppo-BreakoutNoFrameskip-v4, a Stable-Baselines3 .zip, a .pt of train_expert.py, or module:function"""
     deterministic_expert: bool = False
     """let a network play its likeliest (mean) action instead of sampling one"""
@@ -79,7 +79,7 @@ class Args:
     epsilon: float = 0.0
     """probability per step that a burst of 1 to 8 random actions begins"""
     max_steps: int | None = None
-    """agent steps after which a game is cut off; None: Atari's 27000, or 2000 with the embedded Breakout expert"""
+    """agent steps after which a game is cut off; None: Atari's 27000, or 2000 with Breakout's embedded players"""
     grayscale: bool = True
     """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 

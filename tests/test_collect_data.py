@@ -22,6 +22,7 @@ from tiny import assert_one_sentence
 
 from collect_data import FIELDS, Args, Policy, collect, main
 from expert_policies import (
+    Follower,
     Emulator,
     RandomExpert,
     StatisticsUnpickler,
@@ -456,15 +457,53 @@ def test_auto_asks_the_hub_and_says_what_it_took(tmp_path, monkeypatch, capsys):
     repo = f"sb3/ppo-{BREAKOUT}"
     assert choose_expert("auto", BREAKOUT, None) == repo and "Hub" in capsys.readouterr().out
     assert asked == [(repo, f"ppo-{BREAKOUT}.zip"), (repo, "vec_normalize.pkl")]
-    assert choose_expert("auto", BREAKOUT, "embedded:breakout-lookahead") == "embedded"  # what the data set began with
+    name = "embedded:breakout-lookahead"
+    assert choose_expert("auto", BREAKOUT, name) == name  # what the data set began with
     assert choose_expert("auto", BREAKOUT, f"{repo}:ppo.zip:0") == repo
     assert choose_expert("random", BREAKOUT, None) == "random"
 
 
-def test_look_ahead_keeps_the_ball(tmp_path):
+@pytest.mark.parametrize("name", ["embedded", "embedded:breakout-lookahead"])
+def test_breakouts_players_keep_the_ball(name):
     games = Games(BREAKOUT, 1, max_steps=250)
-    (game,) = play(games, Policy(games, load_expert("embedded", BREAKOUT, games)), [5], keep=[5])
+    expert = load_expert(name, BREAKOUT, games)
+    assert expert.name == ("embedded:breakout-follower" if name == "embedded" else name) and expert.max_steps == 2000
+    (game,) = play(games, Policy(games, expert), [5], keep=[5])
     assert game["rewards"].sum() >= 4 and game["lives"].min() == 5
+
+
+def test_an_unknown_embedded_player_is_refused():
+    with pytest.raises(SystemExit, match="breakout-follower, breakout-lookahead") as stop:
+        load_expert("embedded:breakout-guess", BREAKOUT, Games(BREAKOUT, 1))
+    assert_one_sentence(stop)
+
+
+def test_the_follower_by_hand():
+    before, now = np.zeros(128, np.uint8), np.zeros(128, np.uint8)
+    player = Follower.__new__(Follower)
+    player.game, player.ale, player.last, player.action = (
+        "breakout",
+        types.SimpleNamespace(getRAM=lambda: now),
+        before,
+        0,
+    )
+    stay, fire, right, left = 0, 1, 2, 3
+
+    def act(along, across, own):  # ball's place (before, now) along and across, the paddle's
+        before[99], now[99], before[101], now[101] = *along, *across
+        before[72] = now[72] = own
+        return player.aim((0, 6), 14, 2)
+
+    # falls by 4 and moves right by 3: in two steps at 106, above the middle of a paddle at 97 (its centre is at + 9)
+    assert act((97, 100), (146, 150), 97) == stay and act((97, 100), (146, 150), 90) == right
+    assert act((97, 100), (146, 150), 104) == left
+    # two pixels above the line at 178: half a step, so at 101.5
+    assert act((97, 100), (172, 176), 87) == stay and act((97, 100), (172, 176), 86) == right
+    # reflected at the wall at 202: 200 + 2 * 3 = 206 becomes 198
+    assert act((197, 200), (146, 150), 189) == stay
+    # flies away: where the ball is, within 14
+    assert act((97, 100), (150, 146), 104) == stay and act((97, 100), (150, 146), 106) == left
+    assert act((97, 100), (150, 0), 90) == fire
 
 
 @pytest.mark.parametrize("game, steps, enough", [("Boxing", 500, 40), ("Qbert", 300, 525)])
