@@ -135,9 +135,8 @@ SIZES = {
 
 def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
     """ELU network with two hidden layers (authors' code), PyTorch's default initialisation."""
-    return nn.Sequential(
-        nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
-    )
+    layers = nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
+    return nn.Sequential(*layers)
 
 
 class Policy(nn.Module):

@@ -124,9 +124,9 @@ class Encoder(nn.Module):
 
 
 def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
-    """ELU network with two hidden layers."""
-    return nn.Sequential(nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(),
-                         nn.Linear(units, outputs))  # fmt: skip
+    """ELU network with two hidden layers (authors' code), PyTorch's default initialisation."""
+    layers = nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
+    return nn.Sequential(*layers)
 
 
 class Actor(nn.Module):
@@ -273,13 +273,8 @@ class Stopping:
     """Early stopping of a stage: its best weights, their validation loss, epochs since, and whether it has ended."""
 
     def __init__(self, net: nn.Module):
-        self.best, self.loss, self.stale, self.epoch, self.ended = (
-            copy.deepcopy(net.state_dict()),
-            math.inf,
-            0,
-            0,
-            False,
-        )
+        self.best, self.loss = copy.deepcopy(net.state_dict()), math.inf
+        self.stale, self.epoch, self.ended = 0, 0, False
 
     def state_dict(self) -> dict:
         return vars(self)
@@ -340,19 +335,16 @@ def main(args: Args) -> dict:
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
-    rng, policy, name = (
-        torch.Generator().manual_seed(args.seed),
-        Actor(keys, stack, 6, args.units).to(device),
-        "forward",
-    )
+    policy, rng = Actor(keys, stack, 6, args.units).to(device), torch.Generator().manual_seed(args.seed)
     parts = {}
     if not oracle:
-        make_model, rule = (Actor, inverse_loss) if args.method == "bco" else (Forward, forward_loss)
-        model = make_model(keys, stack + (args.method == "bco"), 6, args.units).to(device)
-        name = "inverse" if args.method == "bco" else "forward"
+        inverse = args.method == "bco"
+        name, make_model, rule = ("inverse", Actor, inverse_loss) if inverse else ("forward", Forward, forward_loss)
+        model = make_model(keys, stack + inverse, 6, args.units).to(device)
         parts = stage(args, name, model)
     parts |= stage(args, "policy", policy)
     run = Run(run_dir, args, parts, {"body": ",".join(folders)}, marks, free={"body"})
+    games = games_of(args, demos.meta.get("max_steps", 500))
     if args.eval_only and not parts["policy_stopping"].ended:
         sys.exit(f"{run.file} is not finished: the same command without --eval-only goes on with it.")
     if not oracle:
@@ -378,7 +370,6 @@ def main(args: Args) -> dict:
         return cloning_loss(policy, obs, target[row])  # (5)
 
     fit(run, "policy", loss, train, held)
-    games = games_of(args, demos.meta.get("max_steps", 500))
     sources = {"data": folders, "demonstrations": demonstrations, "method": args.method, "size": args.size}
     report = run.finish(games, lambda: stacked(policy, stack, device), sources)  # (6)
     print(f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
