@@ -141,8 +141,8 @@ class Actor(nn.Module):
         """Actions (..., A) drawn in states feat (..., F)."""
         if self.discrete:
             probs = self.net(feat).softmax(-1)
-            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
-            return F.one_hot(draw, self.action_size).to(feat.dtype)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1, keepdim=True)
+            return torch.zeros_like(probs).scatter_(-1, draw, 1.0)  # F.one_hot checks its range first
         mean, std = self.gaussian(feat)
         return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
 

@@ -133,8 +133,8 @@ class Actor(nn.Module):
         """Actions (..., A) drawn in states feat (..., F)."""
         if self.discrete:
             probs = self.net(feat).softmax(-1)
-            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
-            return F.one_hot(draw, self.action_size).to(feat.dtype)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1, keepdim=True)
+            return torch.zeros_like(probs).scatter_(-1, draw, 1.0)  # F.one_hot checks its range first
         mean, std = self.gaussian(feat)
         return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
 
@@ -174,7 +174,7 @@ class FrameEncoder(nn.Module):
     """Mirrors the world model's encoder, on four frames at once; `filter_step` keeps the frames while playing."""
 
     # frames are dilated, measured and normalised as the world model's are
-    sensors, picture, shrink, measure, preprocess = 0, 64, WorldModel.shrink, WorldModel.measure, WorldModel.preprocess
+    sensors, picture, measure, preprocess = 0, 64, WorldModel.measure, WorldModel.preprocess
 
     def __init__(self, channels: int, depth: int, pixel_stats: str, dilation: int):
         super().__init__()
@@ -218,14 +218,14 @@ class ExpertFrames:
     def stack(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Stacks (N, 64, 64, 4 * C), newest frame last, and the actions (N, A) taken in them."""
         index = torch.maximum(rows[:, None] - torch.arange(3, -1, -1), self.first[rows][:, None])  # (N, 4)
-        image = self.data.image[index.to(self.data.image.device)]  # (N, 4, 64, 64, C)
+        image = self.data.pictures(index)  # (N, 4, 64, 64, C)
         return image.movedim(1, -2).flatten(-2), self.data.prev_action[(rows + 1).to(image.device)]
 
 
 @torch.no_grad()
 def agreement(actor: Actor, frames: ExpertFrames, count: int = 4096) -> dict[str, float]:
     """Share of held-out expert frames where the likeliest action is the expert's (continuous: see docs)."""
-    device, same = frames.data.image.device, []
+    device, same = frames.data.is_first.device, []
     for rows in frames.draw(count, torch.Generator(device).manual_seed(0)).split(512):
         stack, taken = frames.stack(rows)
         mode = actor.mode(stack)  # (N, A)
@@ -290,8 +290,8 @@ def main(args: Args) -> dict:
     # (1) frames to stack, and their pixel statistics
     frames, held_frames = ExpertFrames(data), ExpertFrames(held_out)
     encoder = FrameEncoder(channels, args.depth, args.pixel_stats, args.dilation)
-    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)
-    encoder.to(device).measure(data.image[pick], args.pixel_std_floor)
+    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long()
+    encoder.to(device).measure(data.pictures(pick), args.pixel_std_floor)
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
     actor = Actor(32 * args.depth, action_size, held_out.discrete, args.layers, args.units, *bounds).to(device)
     actor.net = nn.Sequential(encoder, actor.net)  # its feat is a stack of frames

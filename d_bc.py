@@ -86,8 +86,8 @@ class Args:
     log_every: int = 50
     """updates between log rows"""
     # runtime
-    cudagraphs: bool = False
-    """record one update as a CUDA graph and replay it (GPU only)"""
+    cudagraphs: bool = True
+    """on one GPU, record an update as a CUDA graph and replay it"""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice"""
 
@@ -129,8 +129,8 @@ class Actor(nn.Module):
         """Actions (..., A) drawn in states feat (..., F)."""
         if self.discrete:
             probs = self.net(feat).softmax(-1)
-            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1)
-            return F.one_hot(draw, self.action_size).to(feat.dtype)
+            draw = (probs / torch.empty_like(probs).exponential_().clamp_min(1e-20)).argmax(-1, keepdim=True)
+            return torch.zeros_like(probs).scatter_(-1, draw, 1.0)  # F.one_hot checks its range first
         mean, std = self.gaussian(feat)
         return self.center + self.scale * torch.tanh(mean + std * torch.randn_like(std))
 

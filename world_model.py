@@ -127,8 +127,8 @@ class Args:
     # runtime
     bf16: bool = True
     """on CUDA, convolutions and matrix products in bfloat16 (losses, KL and sampling stay in float32)"""
-    cudagraphs: bool = False
-    """record one update as a CUDA graph and replay it (GPU only)"""
+    cudagraphs: bool = True
+    """on one GPU, record an update as a CUDA graph and replay it"""
     threads: int = 0
     """CPU threads; 0 leaves PyTorch's choice"""
 
@@ -355,10 +355,12 @@ class Episodes:
 
     Reads the folders of collect_data.py and folders of Dreamer-style .npz files (keys image, action), whose
     action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
-    With actions=False the files' actions are not read: prev_action has no columns, (N, 0).
+    With actions=False the files' actions are not read: prev_action has no columns, (N, 0). `shown`, a function of
+    pictures (T, 64, 64, C), is what is kept of each file's. Pictures that need more than half of a GPU's free memory
+    stay on the host.
     """
 
-    def __init__(self, folders: list, split: str, limit: int = 0, device="cpu", actions: bool = True):
+    def __init__(self, folders: list, split: str, limit: int = 0, device="cpu", actions: bool = True, shown=None):
         images, prev_actions, self.meta = [], [], {}
         for folder in map(Path, folders):
             files, meta_file = sorted(folder.glob("*.npz")), folder / "dataset.json"
@@ -373,14 +375,20 @@ class Episodes:
                 sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
             for file in files[: limit or None]:
                 image, prev_action = self.read(file, meta.get("num_actions"), actions)
-                images.append(image), prev_actions.append(prev_action)
-                if image.shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
+                images.append(image if shown is None else shown(torch.from_numpy(image)).numpy())
+                prev_actions.append(prev_action)
+                if images[-1].shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
                     sys.exit(f"{file} has other image or action shapes than {files[0]}: use one environment.")
             self.meta = self.meta or meta
-        self.image = torch.from_numpy(np.concatenate(images)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
         self.starts = torch.tensor([0, *np.cumsum([len(image) for image in images])])  # (episodes + 1,): episode i is
-        self.is_first = torch.zeros(len(self.image), dtype=torch.bool, device=device)  # rows starts[i] to starts[i + 1]
+        self.is_first = torch.zeros(self.starts[-1], dtype=torch.bool, device=device)  # rows starts[i] to starts[i + 1]
+        size = sum(image.nbytes for image in images)
+        room = torch.cuda.mem_get_info(device)[0] // 2 if self.is_first.is_cuda else size
+        self.image = torch.empty(len(self.is_first), *images[0].shape[1:], dtype=torch.uint8,
+                                 device=device if size <= room else "cpu")  # fmt: skip
+        for a, b in zip(self.starts, self.starts[1:]):
+            self.image[a:b] = torch.from_numpy(images.pop(0))  # each let go as it is copied: never held twice
         self.is_first[self.starts[:-1].to(device)] = True
         # a Dreamer-style folder does not say so: actions that are all zeros or one-hot are discrete
         onehot = ((self.prev_action == 0) | (self.prev_action == 1)).all() and (self.prev_action.sum(-1) <= 1).all()
@@ -405,10 +413,17 @@ class Episodes:
             sys.exit(f"{file} has actions {prev_action.shape[1:]}, not one flat vector each: dataset.json is missing.")
         return image, prev_action.astype(np.float32)
 
+    def pictures(self, index: Tensor) -> Tensor:
+        """The pictures at row numbers `index` (...): (..., 64, 64, C) uint8, on the device."""
+        image = self.image[index.to(self.image.device)]
+        if image.device == self.is_first.device:
+            return image
+        return image.pin_memory().to(self.is_first.device, non_blocking=True)  # copied while the last update computes
+
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch (image, prev_action, is_first) at row numbers `index` (T, B), gathered where the data lives."""
-        index = index.to(self.image.device)
-        return self.image[index], self.prev_action[index], self.is_first[index]
+        """The batch (image, prev_action, is_first) at row numbers `index` (T, B)."""
+        row = index.to(self.is_first.device)
+        return self.pictures(index), self.prev_action[row], self.is_first[row]
 
     def digest(self) -> str:
         """A number that tells whether two runs had the same episodes."""
@@ -432,20 +447,25 @@ class Streams:
     state = None
 
     def __init__(self, data: Episodes, batch: int, length: int, seed: int):
-        self.data, self.length, self.rng = data, length, torch.Generator().manual_seed(seed)
-        self.row = torch.randint(int(data.starts[-1]), (batch,), generator=self.rng)
-        self.fresh = True  # the first chunk starts anywhere, from a zero state
+        device = data.image.device  # where batches are gathered: row numbers never leave it
+        self.data, self.length, self.rng = data, length, torch.Generator(device).manual_seed(seed)
+        self.starts = data.starts.to(device)
+        self.most = 1 + -(-length // int(data.starts.diff().min()))  # episodes that a stream can see in L frames
+        # the row that each stream saw last; the first chunk starts anywhere, from a zero state
+        self.row = torch.randint(int(data.starts[-1]), (batch,), generator=self.rng, device=device) - 1
+        self.fresh = True
 
     def next(self) -> tuple[Tensor, Tensor, Tensor]:
         """The next batch: image (L, B, 64, 64, C), prev_action (L, B, A), is_first (L, B)."""
-        starts, index = self.data.starts, torch.empty(self.length, len(self.row), dtype=torch.long)
-        for t in range(self.length):
-            ended = torch.isin(self.row, starts[1:]) & (not self.fresh or t > 0)  # a row drawn may be a first one
-            if ended.any():
-                draw = torch.randint(len(starts) - 1, (len(self.row),), generator=self.rng)
-                self.row = torch.where(ended, starts[draw], self.row)
-            index[t] = self.row
-            self.row = self.row + 1
+        starts, device, shape = self.starts, self.starts.device, (self.most - 1, len(self.row))
+        drawn = torch.randint(len(starts) - 1, shape, generator=self.rng, device=device)  # episodes that may follow
+        ends = starts[torch.searchsorted(starts, self.row, right=True)]
+        first = torch.cat([self.row[None] + 1, starts[drawn]])  # (most, B)
+        over = torch.cat([ends[None], starts[drawn + 1]]).sub(first).cumsum(0)  # frames until each of them is over
+        t = torch.arange(self.length, device=device)[:, None]
+        which = (t[:, None] >= over).sum(1)  # (L, B): the episode that frame t is from
+        index = first.gather(0, which) + t - F.pad(over, (0, 0, 1, 0)).gather(0, which)  # (L, B)
+        self.row = index[-1]
         image, prev_action, is_first = self.data.rows(index)
         is_first[0] |= self.fresh
         self.fresh = False
@@ -455,8 +475,9 @@ class Streams:
         return {"rng": self.rng.get_state(), "row": self.row, "fresh": self.fresh, "state": self.state}
 
     def load_state_dict(self, saved: dict) -> None:
-        self.rng.set_state(saved["rng"].cpu())
-        self.row, self.fresh, self.state = saved["row"].cpu(), saved["fresh"], saved["state"]
+        if len(saved["rng"]) == len(self.rng.get_state()):  # from another device, random numbers start anew
+            self.rng.set_state(saved["rng"].cpu())
+        self.row, self.fresh, self.state = saved["row"].to(self.row.device), saved["fresh"], saved["state"]
 
 
 # --- the model: one RSSM, its latent and its observation are parameters ---
@@ -554,6 +575,16 @@ def beta_nll(log_prob: Tensor, std: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]
     return -(log_prob * std.detach()).sum(-1), kl * std.detach().mean(-1)
 
 
+def shrink(image: Tensor, dilation: int, picture: int) -> Tensor:
+    """What is shown of frames (..., 64, 64, C) uint8: a moving maximum, of pictures of 32 every second pixel."""
+    if (half := dilation // 2) > 0:
+        # along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
+        for axis, pad in ((-3, (0, 0, 0, 0, half, half)), (-2, (0, 0, half, half))):  # grey levels are >= 0
+            shifted = (F.pad(image, pad).narrow(axis, k, 64) for k in range(2 * half + 1))
+            image = functools.reduce(torch.maximum, shifted)
+    return image[..., :: 64 // picture, :: 64 // picture, :]
+
+
 def encoder_of(depth: int, channels: int, picture: int) -> nn.Sequential:
     """Convolutions (B, C, 64, 64) -> (B, 32 * depth), sides 64 -> 31 -> 14 -> 6 -> 2; one fewer for pictures of 32."""
     widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth][: 5 if picture == 64 else 4]
@@ -642,20 +673,11 @@ class WorldModel(nn.Module):
         dim = 0 if self.pixel_mean.numel() > 1 else (0, 1, 2, 3)
         self.pixel_mean.copy_(pixels.mean(dim)), self.pixel_std.copy_(pixels.std(dim).clamp_min(floor))
 
-    def shrink(self, image: Tensor) -> Tensor:
-        """What is shown of frames (..., 64, 64, C) uint8: a moving maximum, of pictures of 32 every second pixel."""
-        if (half := self.dilation // 2) > 0:
-            # along one axis, then the other: ten times faster on a CPU than max_pool2d, same numbers
-            for axis, pad in ((-3, (0, 0, 0, 0, half, half)), (-2, (0, 0, half, half))):  # grey levels are >= 0
-                shifted = (F.pad(image, pad).narrow(axis, k, 64) for k in range(2 * half + 1))
-                image = functools.reduce(torch.maximum, shifted)
-        return image[..., :: 64 // self.picture, :: 64 // self.picture, :]
-
     def preprocess(self, image: Tensor) -> Tensor:
         """Frames (..., 64, 64, C) uint8 to normalised float pictures (..., C, 64, 64); sensors (..., O) as they are."""
         if self.sensors:
             return image
-        shown = self.shrink(image) if image.shape[-2] == 64 else image  # of 32: shrunk when they were read
+        shown = shrink(image, self.dilation, self.picture) if image.shape[-2] == 64 else image  # of 32: when read
         return (shown.movedim(-1, -3).float() - self.pixel_mean) / self.pixel_std
 
     def embed(self, pixels: Tensor) -> Tensor:
@@ -802,15 +824,17 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
 def start(args) -> torch.device:
     """The device, after setting CPU threads and the seed of the global random numbers."""
     cuda = args.cuda and torch.cuda.is_available()
-    if getattr(args, "cudagraphs", False) and not cuda:
-        sys.exit("--cudagraphs needs a GPU: leave it out.")
+    if hasattr(args, "cudagraphs"):
+        args.cudagraphs &= cuda and "RANK" not in os.environ  # gradients of several processes are not recorded
     if args.threads:
         torch.set_num_threads(args.threads)
+    os.environ.setdefault("COMMAND_BEGAN", str(time.time()))  # the stages that this command makes inherit it
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
     device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TensorFloat-32
     return device
 
 
@@ -938,6 +962,11 @@ class Run:
             self.step += 1
             yield self.step
             self.bar.update()
+            if self.step == self.first + 100 and self.rank == 0:
+                left = (time.time() - self.resumed) / 100 * (updates - self.step)
+                whole = time.time() + left - float(os.environ.get("COMMAND_BEGAN", self.resumed))
+                self.bar.write(f"{self.script}: about {left / 60:.0f} min to go; with the stages before it, the command "
+                               f"will then have taken {whole / 60:.0f} min")  # fmt: skip
         self.bar.close()
 
     def set_rate(self) -> None:
@@ -1109,7 +1138,7 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
     starts = data.starts[: episodes + 1]
     feat = model.encode_episodes(SimpleNamespace(starts=starts, rows=data.rows))
     horizon = min(horizon, int(starts.diff().max()) - 1)
-    picture = lambda row: model.preprocess(data.image[row.to(data.image.device)])  # noqa: E731
+    picture = lambda row: model.preprocess(data.pictures(row))  # noqa: E731
     error = lambda left, right: (left - right).square().sum((-3, -2, -1)).mean().item()  # noqa: E731
     share = lambda drawn, row: error(drawn, picture(row)) / error(picture(row), 0)  # noqa: E731
     edges = {"start": [(a, min(a + 100, b)) for a, b in zip(starts, starts[1:])],
@@ -1149,8 +1178,8 @@ def main(args: Args) -> dict:
         sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
     if args.picture not in (32, 64):
         sys.exit(f"--picture {args.picture}: pictures of 32 or 64 pixels a side can be trained on.")
-    if args.batch_size % world or args.cudagraphs and world > 1:
-        sys.exit("--cudagraphs needs one GPU, and --batch-size must be a multiple of the number of processes.")
+    if args.batch_size % world:
+        sys.exit("--batch-size must be a multiple of the number of processes.")
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
@@ -1160,14 +1189,12 @@ def main(args: Args) -> dict:
         sys.exit(f"No dataset: run python collect_data.py --env-id {args.env_id} --name world, or give --data-dir.")
 
     # (1) data, and a stream of batches per process
-    data, held_out = Episodes(folders, "train", device=device), Episodes(folders, "val", device=device)
+    shown = functools.partial(shrink, dilation=args.dilation, picture=32) if args.picture == 32 else None  # once
+    data, held_out = (Episodes(folders, split, device=device, shown=shown) for split in ("train", "val"))
     streams = Streams(data, batch, args.batch_length, args.seed + rank)
     model = WorldModel(model_config(args, data.image.shape[-1], data.prev_action.shape[-1])).to(device)
-    if args.picture == 32:  # once, not at every update
-        for part in (data, held_out):
-            part.image = torch.cat([model.shrink(chunk) for chunk in part.image.split(5000)])
-    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long().to(device)
-    model.measure(data.image[pick], args.pixel_std_floor)
+    pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long()
+    model.measure(data.pictures(pick), args.pixel_std_floor)
     streams.state = model.initial(batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     torch.manual_seed(args.seed + rank)  # same weights in every process, different noise

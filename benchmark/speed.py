@@ -75,6 +75,7 @@ def main(args: Args) -> list[dict]:
     cuda = args.cuda and torch.cuda.is_available()
     if args.cudagraphs and not cuda or args.rounds < 1:
         raise SystemExit("--cudagraphs needs a GPU, and --rounds must be 1 or more.")
+    torch.set_float32_matmul_precision("high" if cuda else "highest")  # as world_model.start
     device, A, agent = torch.device("cuda" if cuda else "cpu"), 18, ditto.Args()
     H, size, entropy = agent.horizon, (agent.layers, agent.units), torch.tensor(agent.entropy, device=device)
     B, L, N, runs = (50, 50, 512, 10) if cuda else (8, 16, 64, 1)

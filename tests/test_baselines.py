@@ -14,6 +14,7 @@ import tiny
 import torch
 from PIL import Image
 from tiny import assert_one_sentence, interrupt, read_log, same_tensors
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import bc_pixels
 import collect_data
@@ -590,13 +591,6 @@ def test_checkpoint_of_other_settings_is_refused(recorded, trained, run, tmp_pat
         assert_one_sentence(stop)
 
 
-@pytest.mark.parametrize("module", [d_gail, d_bc], ids=name_of)
-def test_cudagraphs_need_a_gpu(module, recorded, trained, tmp_path):
-    with pytest.raises(SystemExit, match="--cudagraphs needs a GPU") as stop:
-        module.main(debug_args(module, recorded, trained, tmp_path, cudagraphs=True))
-    assert_one_sentence(stop)
-
-
 def test_run_folder_of_another_script_is_refused(recorded, trained, tmp_path):
     where = {
         "data_dir": str(recorded / "expert"),
@@ -607,3 +601,40 @@ def test_run_folder_of_another_script_is_refused(recorded, trained, tmp_path):
     with pytest.raises(SystemExit, match="ditto.py") as stop:
         d_gail.main(tiny.debug_args(d_gail, **where, updates=5, eval_every=5))
     assert_one_sentence(stop)
+
+
+# speed
+
+
+class Operations(TorchDispatchMode):
+    """Count the operations that PyTorch carries out, views included, and among them the reads of a tensor by Python."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.reads = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        self.reads += "_local_scalar_dense" in str(func) or "nonzero" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("module, most", [(world_model, 1500), (ditto, 530), (d_gail, 760), (d_bc, 100)], ids=name_of)
+def test_an_update_reads_no_tensor_and_needs_few_operations(module, most, recorded, trained, tmp_path):
+    counted = []
+    for updates in (3, 5):
+        changes = {"updates": updates, "eval_every": 99, "log_every": 99, "anneal": False}
+        if module is world_model:
+            args = tiny.debug_args(module, data_dir=str(recorded / "expert"), run_dir=f"{tmp_path}/{updates}", **changes)
+        else:
+            args = debug_args(module, recorded, trained, tmp_path / str(updates), **changes)
+        torch.manual_seed(0)
+        with Operations() as operations:
+            module.Run.play, played = lambda *a: (np.zeros(1), np.zeros(1)), module.Run.play
+            try:
+                module.main(args)
+            finally:
+                module.Run.play = played
+        counted.append((operations.count, operations.reads))
+    count, reads = ((after - before) / 2 for before, after in zip(*counted))
+    assert reads == 0 and 0 < count <= most, (reads, count)

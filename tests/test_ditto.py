@@ -708,12 +708,6 @@ def test_evaluating_without_a_checkpoint(recorded, trained, tmp_path):
     assert_one_sentence(stop)
 
 
-def test_cudagraphs_need_a_gpu(recorded, trained, tmp_path):
-    with pytest.raises(SystemExit, match="--cudagraphs needs a GPU") as stop:
-        ditto.main(debug_args(recorded, trained, tmp_path, cudagraphs=True))
-    assert_one_sentence(stop)
-
-
 def test_unknown_size_and_unknown_reward():
     with pytest.raises(SystemExit, match="huge") as stop:
         world_model.parse_args(Args, ditto.SIZES, ["--size", "huge"])

@@ -217,7 +217,7 @@ def test_pictures_of_two_sizes(small_model, picture):
     image[:, :, 20, 30] = image[:, :, 41, 7] = 200  # an even pixel, and an odd one that only the maximum saves
     deter, stoch, *_ = model.encode(image, torch.zeros(2, 3, 3), torch.ones(2, 3, dtype=torch.bool))
     assert model.decode(torch.cat([deter, stoch], -1)).shape == (2, 3, 1, picture, picture)
-    shown = model.shrink(image)
+    shown = world_model.shrink(image, 3, picture)
     assert shown.shape == (2, 3, picture, picture, 1)
     lit = [tuple(place) for place in shown[0, 0, :, :, 0].nonzero().tolist()]
     if picture == 32:
@@ -402,6 +402,23 @@ def test_windows_never_cross_an_end(counting):
     data = Episodes([str(counting)], "train")  # rows 0-5, 6-15, 16-19, 20-27
     assert window_starts(data.starts, 6).tolist() == [0, 6, 7, 8, 9, 10, 20, 21, 22]
     assert window_starts(data.starts, 10).tolist() == [6] and len(window_starts(data.starts, 11)) == 0
+
+
+def test_a_stream_may_see_several_episodes_in_one_batch(counting):
+    streams = Streams(Episodes([str(counting)], "train"), 64, 25, seed=3)  # episodes of 6, 10, 4 and 8 frames
+    streams.next()
+    image, _, is_first = streams.next()
+    grey, begun = image[..., 0, 0, 0].long(), is_first.sum(0)
+    assert begun.min() >= 2 and begun.max() >= 4
+    assert torch.equal(is_first, grey % 20 == 0)  # no longer the zero state of the first batch
+    follows = grey[1:] == grey[:-1] + 1
+    assert torch.equal(follows, ~is_first[1:])
+
+
+def test_pictures_are_shown_smaller_when_they_are_read(counting):
+    small = Episodes([str(counting)], "train", shown=lambda image: image[:, ::2, ::2])
+    assert small.image.shape == (28, 32, 32, 1)
+    assert torch.equal(small.image[:, 0, 0, 0], Episodes([str(counting)], "train").image[:, 0, 0, 0])
 
 
 def test_streams_continue_from_their_state(counting):
@@ -612,12 +629,6 @@ def test_foreign_checkpoint_and_missing_checkpoint_are_named(tmp_path):
         assert_one_sentence(stop)
 
 
-def test_cudagraphs_need_a_gpu(recorded, tmp_path):
-    with pytest.raises(SystemExit, match="--cudagraphs needs a GPU") as stop:
-        world_model.main(debug_args(recorded / "expert", tmp_path, cudagraphs=True))
-    assert_one_sentence(stop)
-
-
 def test_sizes_and_flags(capsys):
     def parse(*argv):
         return world_model.parse_args(Args, world_model.SIZES, list(argv))
@@ -651,6 +662,19 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
     assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\r\n10,1,2.0,3\r\n"
     log = {key: value for key, value in read_log(tmp_path).items() if not key[1].startswith("charts/")}
     assert log == {(5, "a"): 5, (5, "b"): 2, (10, "a"): 10, (10, "b"): 2}
+
+
+def test_after_a_hundred_updates_a_stage_tells_how_long_it_and_the_command_take(tmp_path, capsys, monkeypatch):
+    now, args = [5000.0], Args(cuda=False, updates=400, run_dir=str(tmp_path))
+    monkeypatch.setenv("COMMAND_BEGAN", "1400")  # an hour before this stage began
+    monkeypatch.setattr(world_model.time, "time", lambda: now[0])
+    run = Run(tmp_path, args, {})
+    for _ in run.steps(400):
+        now[0] += 6.0
+    run.writer.close()
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go" in line]
+    assert line == ("world_model: about 30 min to go; with the stages before it, the command will then have taken "
+                    "100 min")  # 100 of 400 updates took 10 minutes  # fmt: skip
 
 
 def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):
@@ -714,6 +738,32 @@ def test_gpu_loss_equals_cpu_loss(small_model):
     expected = smooth(small_model).loss(*batch)[0].item()
     small_model.cuda()
     assert small_model.loss(*(value.cuda() for value in batch))[0].item() == pytest.approx(expected, rel=1e-3)
+
+
+@gpu
+def test_pictures_too_large_for_the_gpu_stay_on_the_host(counting, monkeypatch):
+    whole = Streams(Episodes([str(counting)], "train", device="cuda"), 3, 5, 0)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2 * 28 * 4096 - 1, 10**9))
+    host = Streams(Episodes([str(counting)], "train", device="cuda"), 3, 5, 0)
+    assert whole.data.image.is_cuda and not host.data.image.is_cuda
+    host.row = whole.row.cpu()
+    assert all(part.is_cuda for part in host.next())
+    for left, right in zip(whole.data.rows(torch.arange(9)), host.data.rows(torch.arange(9)), strict=True):
+        assert torch.equal(left, right)
+
+
+@gpu
+def test_an_update_never_waits_for_the_gpu(recorded, tmp_path, monkeypatch):
+    steps = Run.steps
+
+    def watched(self, updates):
+        for step in steps(self, updates):
+            torch.cuda.set_sync_debug_mode("error" if 2 < step < updates else "default")
+            yield step
+        torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Run, "steps", watched)
+    world_model.main(debug_args(recorded / "expert", tmp_path, cuda=True, eval_every=99, log_every=99, updates=6))
 
 
 @gpu
