@@ -6,6 +6,7 @@
     python benchmark/plot.py --figure episodes --out docs/episodes.png
     python benchmark/plot.py --figure horizon --out docs/horizon.png
     python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
+    python benchmark/plot.py --figure model --csv benchmark/results/gpu_breakout_world_model_metrics.csv --out docs/moving_error_Breakout.png
     python benchmark/plot.py --figure table
 
     run        one run: its folder, or the CSV of its log
@@ -47,7 +48,7 @@ except ModuleNotFoundError as error:
 
 @dataclass
 class Args:
-    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "table"] = "run"
+    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "model", "table"] = "run"
     """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
     """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run and log: a run's folder"""
@@ -419,6 +420,30 @@ def draw_variants(args: Args) -> dict:
     return {"bars": bars}
 
 
+def draw_model(args: Args) -> dict:
+    """Error where things move against frames trained on, a line per horizon and a panel per run of world_model.py.
+
+    The CSV has columns run, frames, name, value; runs without this error, or not in --variants if given, are left out.
+    """
+    runs = {}
+    for row in read_rows(Path(args.csv)):
+        if (name := row.get("name", "")).startswith("world_model/moving_error_"):
+            line = runs.setdefault(row["run"], {}).setdefault(int(name.rsplit("_", 1)[1]), [])
+            line.append((float(row["frames"]), float(row["value"])))
+    runs = {run: lines for run, lines in runs.items() if run in (args.variants or runs)}
+    if not runs:
+        sys.exit(f"{args.csv} has no moving errors of these runs (columns run, frames, name, value).")
+    figure, axes = new_figure(1, len(runs), 2.3, sharex=True, sharey=True)
+    for axis, (run, lines) in zip(axes[0], runs.items()):
+        for i, (steps, points) in enumerate(sorted(lines.items())):
+            frames, errors = np.array(points).T
+            axis.plot(frames, errors, color=matplotlib.colormaps["viridis"](i / 4), marker="o", label=f"{steps} ahead")
+        axis.set(xscale="log", xlabel="frames", title=run, ylim=(0, 1.3))
+    axes[0, 0].set(ylabel="error where things move")
+    finish(figure, axes, args.out or "docs/model.png")
+    return {"runs": runs}
+
+
 def table(args: Args) -> dict:
     """Script x N^E per environment, and over all environments if there are several, in Markdown."""
     file = Path(args.csv)
@@ -475,7 +500,7 @@ def table(args: Args) -> dict:
 
 def main(args: Args) -> dict:
     draw = {"run": draw_run, "log": write_log, "training": draw_training, "episodes": draw_episodes,
-            "horizon": draw_horizon, "variants": draw_variants, "table": table}[args.figure]  # fmt: skip
+            "horizon": draw_horizon, "variants": draw_variants, "model": draw_model, "table": table}[args.figure]  # fmt: skip
     return draw(args)
 
 

@@ -512,3 +512,14 @@ def test_commands_parse(name):
         else:
             args = tyro.cli(run_grid.Args, args=run_grid.join_options(words))
             assert run_grid.make_cells(args)  # so every script takes the options of its cells
+
+
+def test_moving_errors_of_world_models_are_drawn(tmp_path):
+    names = ("world_model/moving_error_1", "world_model/moving_error_15", "losses/kl")
+    rows = [f"{run},{frames},1.0,{name},0.5\n" for run in "AB" for frames in (10, 20) for name in names]
+    (tmp_path / "log.csv").write_text("run,frames,seconds,name,value\n" + "".join(rows))
+    args = plot.Args(figure="model", csv=str(tmp_path / "log.csv"), variants=["B"], out=str(tmp_path / "model.png"))
+    assert plot.main(args) == {"runs": {"B": {1: [(10, 0.5), (20, 0.5)], 15: [(10, 0.5), (20, 0.5)]}}}
+    assert (tmp_path / "model.png").read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(SystemExit, match="no moving errors"):
+        plot.main(plot.Args(figure="model", csv=str(tmp_path / "log.csv"), variants=["C"]))
