@@ -430,7 +430,7 @@ def draw_model(args: Args) -> dict:
         if (name := row.get("name", "")).startswith("world_model/moving_error_"):
             line = runs.setdefault(row["run"], {}).setdefault(int(name.rsplit("_", 1)[1]), [])
             line.append((float(row["frames"]), float(row["value"])))
-    runs = {run: lines for run, lines in runs.items() if run in (args.variants or runs)}
+    runs = {run: runs[run] for run in args.variants or runs if run in runs}
     if not runs:
         sys.exit(f"{args.csv} has no moving errors of these runs (columns run, frames, name, value).")
     figure, axes = new_figure(1, len(runs), 2.3, sharex=True, sharey=True)
