@@ -1,0 +1,243 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
+# ///
+"""Continuous control for cmil.py: environments seen as pictures or vectors, demonstrations, what is played in them.
+
+Environments: the tasks of dmc.py (walker-walk, ...), any Gymnasium id with continuous actions, and Franka Kitchen.
+"""
+
+import hashlib
+import json
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Literal
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from dmc import DMC, TASKS, write
+from world_model import is_image, make, make_env, resize
+
+Seen = Literal["pixels", "state"]
+
+
+def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
+    """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,), cut after max_steps if any."""
+    if env_id in TASKS:
+        return DMC(env_id, "visual" if obs == "pixels" else "mdp", max_steps=max_steps or 500)
+    env = make_env(env_id)
+    if hasattr(env.action_space, "n"):
+        sys.exit(f"--env-id {env_id} has discrete actions, cmil.py needs continuous ones: try ditto.py.")
+    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
+    space = env.observation_space
+    if obs == "pixels":
+        env = env if is_image(space) else gym.wrappers.AddRenderObservation(env)
+        shrink = lambda picture: np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)  # noqa: E731
+        env = gym.wrappers.TransformObservation(env, shrink, gym.spaces.Box(0, 255, (64, 64, 3), np.uint8))
+    elif is_image(space) or len(space.shape or ()) != 1:
+        sys.exit(f"--env-id {env_id} observes no vector: leave out --obs state.")
+    else:
+        vector = gym.spaces.Box(-np.inf, np.inf, space.shape, np.float32)
+        env = gym.wrappers.TransformObservation(env, np.float32, vector)
+    return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
+
+
+def replayed(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[np.ndarray, float]:
+    """Play recorded actions (T, A) again in the game of this seed: observations (T + 1, ...) and the return."""
+    obs, total = [env.reset(seed=seed)[0]], 0.0
+    for action in actions:
+        seen, reward, terminated, truncated, _ = env.step(action)
+        obs.append(seen)
+        total += float(reward)
+        if terminated or truncated:
+            break
+    return np.stack(obs), total
+
+
+def read_episode(file: Path) -> tuple[np.ndarray, float, int, np.ndarray | None]:
+    """A recorded game: actions (T, A), return, seed (-1: not said), pictures if it is a Dreamer-style file.
+
+    Formats: collect_data.py's (actions, rewards, seed), dmc.py's (pre_action, reward), Dreamer's (action, image), the
+    last two with a row of zeros first.
+    """
+    try:
+        with np.load(file, allow_pickle=False) as npz:
+            key = next(key for key in ("actions", "pre_action", "action") if key in npz)
+            action, image = npz[key].astype(np.float32), npz["image"] if key == "action" else None
+            reward, seed = npz["rewards" if key == "actions" else "reward"], int(npz["seed"]) if "seed" in npz else -1
+    except (OSError, ValueError, KeyError, EOFError, StopIteration, zipfile.BadZipFile, zlib.error) as error:
+        sys.exit(f"{file} is not a readable game ({type(error).__name__}): delete it, or name another folder.")
+    if action.ndim != 2 or image is not None and (image.shape[:3] != (len(action), 64, 64) or image.dtype != np.uint8):
+        sys.exit(f"{file} does not hold one vector of actions for each 64x64 picture: name another folder.")
+    return action if key == "actions" else action[1:], float(reward.sum(dtype=float)), seed, image
+
+
+def expert_folder(args) -> Path:
+    """The folder of recorded games; it is made if it is missing."""
+    task, root = args.env_id in TASKS, "data/debug" if args.size == "debug" else "data"
+    folder = Path(args.data_dir or (f"{root}/dmc/{args.env_id}-expert" if task else f"{root}/{args.env_id}/expert"))
+    if args.data_dir or len(list(folder.glob("*.npz"))) >= args.num_expert_episodes:
+        return folder
+    number, held = "--num-demonstrations" if task else "--num-episodes", "--num-episodes" if task else "--num-val-episodes"
+    few = ["--max-steps", "60", held, "3", number, str(args.num_expert_episodes)] if args.size == "debug" else []
+    where = ["--data-dir", str(folder.parents[0 if task else 1])]
+    more = [] if task or few else [number, str(args.num_expert_episodes)]
+    make(["dmc.py" if task else "collect_data.py", "--env-id", args.env_id, *where, *few, *more], not args.eval_only)
+    return folder
+
+
+def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dict, Path]:
+    """N^E episodes obs (T + 1, ...), action (T + 1, A), zeros first; mean returns of expert and random, and the folder.
+
+    Recorded actions are played again in `env`, so that demonstrations and play are drawn by one renderer: the
+    discriminator would learn to tell two apart. Pictures of a Dreamer-style file are taken as they are.
+    """
+    folder, episodes, returns = expert_folder(args), [], []
+    meta_file = folder / "dataset.json"
+    meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
+    files = [file for file in folder.glob("*.npz") if not file.name.startswith("val_")]
+    files = sorted(files, key=lambda f: (int(f.stem) if f.stem.isdigit() else 0, f.name))[: args.num_expert_episodes]
+    if len(files) < args.num_expert_episodes:
+        sys.exit(f"{folder} has only {len(files)} episodes: lower --num-expert-episodes or record more.")
+    low, high = np.float32(meta.get("low", -1)), np.float32(meta.get("high", 1))
+    for k, file in enumerate(files):
+        action, recorded, seed, obs = read_episode(file)
+        if action.shape[1:] != env.action_space.shape:
+            sys.exit(f"{file} has actions {action.shape[1:]}, {args.env_id} takes {env.action_space.shape}.")
+        action = np.clip(2 * (action - low) / (high - low) - 1, -1, 1)
+        if obs is None:
+            seed = seed if seed >= 0 else 50_000_000 + meta.get("seed", 1) * 100_000 + k  # dmc.py's demonstrations
+            obs, again = replayed(env, seed, action)
+            if not args.max_steps and abs(again - recorded) > 0.01 * max(1, abs(recorded)):
+                sys.exit(f"{file} returned {recorded:.1f}, played again {again:.1f}: collect it with these versions.")
+            returns.append(again)
+        elif args.obs != "pixels":
+            sys.exit(f"{file} holds pictures, not states: leave out --obs state.")
+        else:
+            obs = obs[: args.max_steps + 1] if args.max_steps else obs
+            returns.append(recorded)
+        action = np.concatenate([np.zeros_like(action[:1]), action[: len(obs) - 1]])
+        episodes.append((torch.from_numpy(obs), torch.from_numpy(action)))
+    print(f"expert: {len(files)} games of {folder}, {sum(len(action) - 1 for _, action in episodes)} steps")
+    return episodes, {"expert": float(np.mean(returns)), "random": random_return(env)}, folder
+
+
+def digest(episodes: list[tuple[Tensor, Tensor]]) -> str:
+    """A number that tells whether two runs had the same episodes."""
+    return hashlib.sha256(b"".join(part.numpy().tobytes() for episode in episodes for part in episode)).hexdigest()[:16]
+
+
+def random_return(env: gym.Env, games: int = 10, seed: int = 30_000) -> float:
+    """Mean return of uniformly random actions in `env` itself, cut as it is."""
+    rng, returns = np.random.default_rng(seed), []
+    for k in range(games):
+        env.reset(seed=seed + k)
+        total, ended = 0.0, False
+        while not ended:
+            _, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+            total, ended = total + float(reward), terminated or truncated
+        returns.append(total)
+    return float(np.mean(returns))
+
+
+class Replay:
+    """Episodes to draw slices from: demonstrations first, then what was played, each a file in `folder`.
+
+    A checkpoint holds only how many were played. What a killed run wrote after its checkpoint is written again.
+    """
+
+    def __init__(self, folder: Path, demos: list[tuple[Tensor, Tensor]], length: int):
+        self.folder, self.length, self.played, self.short = folder, length, 0, 0
+        self.demos = [demo for demo in demos if len(demo[1]) >= length]
+        if not self.demos:
+            longest = max(len(action) for _, action in demos)
+            sys.exit(f"No demonstration has {length} rows, the longest {longest}: lower --batch-length.")
+        self.episodes = list(self.demos)
+
+    def add(self, obs: Tensor, action: Tensor) -> None:
+        """Store a finished episode obs (T + 1, ...), action (T + 1, A); a shorter one than a slice is not learnt from."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        arrays = {"obs": obs.numpy(), "action": action.numpy()}
+        write(self.folder / f"{self.played:06d}.npz", lambda file: np.savez(file, **arrays))
+        self.keep(obs, action)
+
+    def keep(self, obs: Tensor, action: Tensor) -> None:
+        self.played += 1
+        self.short += len(action) < self.length
+        self.episodes += [(obs, action)] if len(action) >= self.length else []
+
+    def draw(self, count: int, rng: torch.Generator, demos: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Slices obs (T, B, ...), action (T, B, A), is_first (T, B): episodes uniformly, then a start in it (code)."""
+        episodes, pick = self.demos if demos else self.episodes, lambda n: int(torch.randint(n, (), generator=rng))
+        parts = []
+        for _ in range(count):
+            obs, action = episodes[pick(len(episodes))]
+            begin = pick(len(action) - self.length + 1)
+            parts.append((obs[begin : begin + self.length], action[begin : begin + self.length]))
+        obs, action = (torch.stack(part, 1) for part in zip(*parts))
+        is_first = torch.zeros(action.shape[:2], dtype=torch.bool)
+        is_first[0] = True  # every slice begins in a zero state, whatever was before it
+        return obs, action, is_first
+
+    def state_dict(self) -> dict:
+        return {"played": self.played}
+
+    def load_state_dict(self, saved: dict) -> None:
+        for k in range(saved["played"]):
+            file = self.folder / f"{k:06d}.npz"
+            try:
+                with np.load(file, allow_pickle=False) as npz:
+                    self.keep(torch.from_numpy(npz["obs"]), torch.from_numpy(npz["action"]))
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+                sys.exit(f"{file} is missing or damaged, so the run cannot go on: begin it anew in another --run-dir.")
+
+
+class Interaction:
+    """The real environment, played one step at a time by act(feat (1, F)) -> (1, A) through the model's filter.
+
+    A checkpoint holds the game that is being played as its actions; when it is read they are played again.
+    """
+
+    def __init__(self, env: gym.Env, model, act, replay: Replay, seed: int):
+        self.env, self.model, self.act, self.replay, self.seed = env, model, act, replay, seed
+        self.steps, self.returns = 0, []
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin the next game; it depends on the run's seed and on its number only."""
+        seen, _ = self.env.reset(seed=100_000_000 + 100_000 * self.seed + self.replay.played)
+        self.obs, self.action = [seen], [np.zeros(self.env.action_space.shape, np.float32)]
+        self.state, self.total = self.model.initial(1), 0.0
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Filter what is seen, play one action; a game that ends goes into the replay."""
+        device, first = self.model.pixel_mean.device, torch.tensor([len(self.obs) == 1])
+        seen, last = (torch.from_numpy(part[-1])[None].to(device) for part in (self.obs, self.action))
+        self.state = self.model.filter_step(self.state, seen, last, first.to(device))
+        if self.advance(self.act(torch.cat(self.state, -1))[0].cpu().numpy()):
+            self.replay.add(*(torch.from_numpy(np.stack(part)) for part in (self.obs, self.action)))
+            self.returns.append(self.total)
+            self.begin()
+
+    def advance(self, action: np.ndarray) -> bool:
+        """Play an action (A,); whether the game has ended."""
+        seen, reward, terminated, truncated, _ = self.env.step(action)
+        self.obs.append(seen), self.action.append(action)
+        self.total, self.steps = self.total + float(reward), self.steps + 1
+        return terminated or truncated
+
+    def state_dict(self) -> dict:
+        played = torch.from_numpy(np.stack(self.action))
+        return {"steps": self.steps, "action": played, "state": list(self.state), "returns": self.returns}
+
+    def load_state_dict(self, saved: dict) -> None:
+        self.begin()  # the replay was read before: this is the game that was being played
+        for action in saved["action"].cpu().numpy()[1:]:
+            self.advance(action)
+        self.steps, self.state, self.returns = saved["steps"], tuple(saved["state"]), saved["returns"]
