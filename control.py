@@ -27,14 +27,16 @@ Seen = Literal["pixels", "state"]
 
 
 def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
-    """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,), cut after max_steps if any."""
+    """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,); 0: no limit of ours."""
     if env_id in TASKS:
         return DMC(env_id, "visual" if obs == "pixels" else "mdp", max_steps=max_steps or 500)
     env = make_env(env_id)
     if hasattr(env.action_space, "n"):
         sys.exit(f"--env-id {env_id} has discrete actions, cmil.py needs continuous ones: try ditto.py.")
-    env = gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1))
-    space = env.observation_space
+    space, low, high = env.observation_space, env.action_space.low, env.action_space.high
+    unit = gym.spaces.Box(-1, 1, low.shape, np.float32)
+    # not RescaleAction: its rounding is enough to let a balanced pendulum fall when an expert's game is played again
+    env = gym.wrappers.TransformAction(env, lambda action: (low + high) / 2 + (high - low) / 2 * action, unit)
     if obs == "pixels":
         env = env if is_image(space) else gym.wrappers.AddRenderObservation(env)
         shrink = lambda picture: np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)  # noqa: E731
@@ -109,7 +111,7 @@ def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dic
         action, recorded, seed, obs = read_episode(file)
         if action.shape[1:] != env.action_space.shape:
             sys.exit(f"{file} has actions {action.shape[1:]}, {args.env_id} takes {env.action_space.shape}.")
-        action = np.clip(2 * (action - low) / (high - low) - 1, -1, 1)
+        action = np.clip((action - (low + high) / 2) / ((high - low) / 2), -1, 1)
         if obs is None:
             seed = seed if seed >= 0 else 50_000_000 + meta.get("seed", 1) * 100_000 + k  # dmc.py's demonstrations
             obs, again = replayed(env, seed, action)
