@@ -86,8 +86,8 @@ class Args:
     """width of the model's hidden layers"""
     ensemble: int = 10
     """K, prior heads (vmail: 1)"""
-    obs_weight: float = 1.0
-    """weight of 0.5 * squared error summed over pixels in [-0.5, 0.5], or over standardised sensors"""
+    obs_weight: float = 0.0
+    """weight of 0.5 * squared error summed over pixels in [-0.5, 0.5], or over standardised sensors; 0: 1 and 100"""
     # actor and critic
     env_steps: int = 200_000
     """steps played in the environment, without the demonstrations' (bc: none)"""
@@ -467,6 +467,7 @@ def main(args: Args) -> dict:
     demos, marks, folder = demonstrations(args, env)
     replay, rng = Replay(run_dir / "replay", demos, args.batch_length), torch.Generator().manual_seed(args.seed)
     action_size, sensors = env.action_space.shape[0], 0 if args.obs == "pixels" else env.observation_space.shape[0]
+    weight = args.obs_weight or (100.0 if sensors else 1.0)
     names = ("depth", "picture", "deter", "stoch", "hidden", "ensemble")
     config = {name: getattr(args, name) for name in names} | {"action_size": action_size, "channels": 3}
     torch.manual_seed(args.seed)
@@ -495,7 +496,7 @@ def main(args: Args) -> dict:
     def update() -> dict[str, Tensor]:
         obs, action, is_first = (part.to(device) for part in replay.draw(args.batch_size, rng))
         expert_obs, expert_action, _ = (part.to(device) for part in replay.draw(args.batch_size, rng, demos=True))
-        loss, metrics, feat = model_loss(model, obs, action, is_first, args.obs_weight)  # (3)
+        loss, metrics, feat = model_loss(model, obs, action, is_first, weight)  # (3)
         descend({"model": loss}, optimizers, args.grad_clip)
         with torch.no_grad():
             expert_feat = torch.cat(model.encode(expert_obs, expert_action, is_first)[:2], -1)
