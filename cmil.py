@@ -4,29 +4,29 @@
 # ///
 """CMIL: imitation with a conservative world model and a little interaction; also VMAIL and cloning.
 
-Paper: arXiv 2405.13193 v1 (equation numbers are its own); VMAIL is arXiv 2107.08829. "Code": the authors' repository.
+Paper: arXiv 2405.13193 v1 (equation numbers are its own), its authors' "code"; VMAIL is arXiv 2107.08829 v3.
 Continuous actions, a few demonstrations with actions, no rewards. A world model learns from the demonstrations and from
-what the policy plays; a discriminator tells the expert's state-action pairs from those that the policy has in the
-model's dreams, and is the reward. Caution keeps the policy near what is known: dreams on which an ensemble of priors
+what the policy plays; a discriminator tells the expert's state-action pairs from those of the policy in the model's
+dreams, and is the reward. Caution keeps the policy where the model knows its way: dreams on which an ensemble of priors
 disagrees cost reward, and the policy is drawn to the expert's actions.
 
   (1) demonstrations, seen in this environment; they are the replay's first episodes             `demonstrations`
-  (2) play: filter what is seen, a_t ~ pi(a | s_t); after --pretrain updates, 5 steps per 2 updates   `Interaction.step`
-  (3) model: -log p(x_t | s_t) + KL(q || p), the prior p of one member per time-step     Eq. 1        `model_loss`
-  (4) imagine H steps from every posterior of (3), another member at each                              `Model.dream`
-  (5) discriminator: expert pairs 1, imagined pairs 0, noise on both                     Eq. 8        `discriminator_loss`
-  (6) reward: what the discriminator says, minus alpha times the members' disagreement   Eq. 9, 10    `imitation_reward`
-  (7) lambda-returns of the smaller of two critics                                       Eq. 11       `lambda_return`
-  (8) actor: their gradient through the model, plus beta times cloning                   Eq. 12       `actor_loss`
-  (9) critics: Q(s, a) of imagined pairs, and of real ones                               Eq. 13 to 15 `critic_loss`
-  (10) every 100 updates copy the critics to the target critics                                        `main`
+  (2) play: filter what is seen, a_t ~ pi(a | s_t); 5 steps for 2 updates                        `Interaction.step`
+  (3) model: -log p(x_t | s_t) + KL(q || p), p of one member per time-step           Eq. 1       `model_loss`
+  (4) imagine H steps from every posterior of (3), by another member at each                     `Model.dream`
+  (5) discriminator: expert pairs 1, imagined pairs 0, noise on both                 Eq. 8       `discriminator_loss`
+  (6) reward: what the discriminator says minus alpha times the disagreement         Eq. 9, 10   `imitation_reward`
+  (7) lambda-returns of the smaller of two critics                                   Eq. 11      `lambda_return`
+  (8) actor: their gradient through the model, plus beta times cloning               Eq. 12      `actor_loss`
+  (9) critics: Q(s, a) of imagined pairs and of real ones                     Eq. 13, 14, 15     `critic_loss`
+  (10) every 100 updates copy the critics to the target critics                                  `main`
 
-    python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5              (makes whatever is missing)
+    python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5       (makes whatever is missing)
     python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5 --method no-conservatism
-    python cmil.py --env-id FrankaKitchen-v1 --num-expert-episodes 10                    (needs requirements-kitchen.txt)
+    python cmil.py --env-id FrankaKitchen-v1 --num-expert-episodes 10             (needs requirements-kitchen.txt)
 
 Shapes as in world_model.py; N = T * B start states, K members. action[t] led to obs[t], so the pair (s_t, a_t) is
-feat[t] with action[t + 1]; in a dream action[k] is taken in feat[k] and the disagreement of pair k is feat[k + 1]'s.
+feat[t] with action[t + 1]; in a dream action[k] is taken in feat[k], and the disagreement of pair k is feat[k + 1]'s.
 Differences from the paper: where paper and code part, the code's side (docs/cmil.md); the model's layers are those of
 world_model.py; interaction is counted without the demonstrations; the small size leaves the paper in widths (SIZES).
 """
@@ -42,10 +42,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from control import Interaction, Replay, demonstrations, digest, make_game
+from control import Interaction, Replay, demonstrations, digest, foresight, make_game
 from world_model import Games, GaussianLatent, Run, WorldModel, parse_args, player, start
 
 
@@ -103,14 +102,10 @@ class Args:
     """width of each"""
     learning_rate: float = 3e-4
     """Adam's step size, of all networks"""
-    grad_clip: float = 100.0
-    """largest gradient norm, of each network"""
     gamma: float = 0.99
     """discount"""
     lam: float = 0.95
     """lambda of Eq. 11"""
-    target_every: int = 100
-    """updates between copies of the critics to the target critics"""
     # evaluation
     eval_episodes: int = 20
     """games of the final evaluation"""
@@ -127,20 +122,20 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
     # cmil
     method: Literal["cmil", "no-conservatism", "vmail", "bc"] = "cmil"
-    """cmil; no-conservatism: alpha = beta = 0, no pre-training; vmail: also a critic V(s), one prior, its own penalty in
-    place of the noise; bc: model and cloning on the demonstrations alone"""
+    """cmil; no-conservatism: alpha = beta = 0, no pre-training; vmail: also a critic V(s), one prior, a penalty instead
+    of the noise; bc: model and cloning on the demonstrations alone"""
     alpha: float = 10.0
     """weight of the disagreement in the reward, Eq. 10 (cmil; 0 in the others)"""
     beta: float = 10.0
     """weight of cloning (cmil; 0 in no-conservatism and vmail)"""
     sigma: float = 2.5
     """standard deviation of the noise on the discriminator's input (vmail: 0)"""
-    reward: Literal["prob", "logit"] = "prob"
+    reward_form: Literal["prob", "logit"] = "prob"
     """what the discriminator gives: prob D (code), logit log D - log(1 - D) (paper, Eq. 10)"""
     action_noise: float = 0.0
     """standard deviation of noise on the actions that are played (vmail: 0.3, its code's)"""
     disc_units: int = 200
-    """width of each"""
+    """width of the discriminator's two hidden layers"""
     pretrain: int = 1000
     """updates on the demonstrations alone, before anything is played (cmil)"""
     seed_steps: int = 5000
@@ -161,16 +156,11 @@ SIZES = {
                           horizon=4, layers=1, units=8, disc_units=8, pretrain=6, seed_steps=15, eval_every=10,
                           log_every=5, eval_episodes=2, quick_episodes=2, num_expert_episodes=2, max_steps=20),
 }  # fmt: skip
-ENTROPY, DECAY, FREE_NATS, BALANCE = 1e-4, 1e-6, 1.0, 0.8  # the authors' in both tasks
-METHODS = {
-    "cmil": {},
+ENTROPY, DECAY, CLIP, FREE_NATS, BALANCE, COPY_EVERY = 1e-4, 1e-6, 100.0, 1.0, 0.8, 100  # the authors', on all tasks
+METHODS = {  # what cmil and bc leave as it is
     "no-conservatism": dict(alpha=0.0, beta=0.0, pretrain=0),
     "vmail": dict(alpha=0.0, beta=0.0, sigma=0.0, pretrain=0, ensemble=1, action_noise=0.3),
-    "bc": {},
 }
-
-
-# networks
 
 
 def mlp(inputs: int, outputs: int, layers: int, units: int) -> nn.Sequential:
@@ -264,10 +254,8 @@ class Model(WorldModel):
         return torch.stack([self.prior(deter, k) for k in range(len(self.priors))])
 
     def dream(self, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Imagine from feat (N, F) with action = act(feat, t): feat (H + 1, N, F), action (H, N, A), disagreement (H, N).
-
-        The member that draws z is chosen anew at each step, for all dreams together (code).
-        """
+        """Imagine from feat (N, F) with action = act(feat, t): features (H + 1, N, F), actions (H, N, A), disagreement
+        (H, N). The member that draws z is chosen anew at each step, for all dreams together (code)."""
         state, feats, actions, spread = (feat[:, : self.deter_size], feat[:, self.deter_size :]), [feat], [], []
         chosen = torch.randint(len(self.priors), (horizon,), device=feat.device)
         for t in range(horizon):
@@ -280,9 +268,6 @@ class Model(WorldModel):
         return torch.stack(feats), torch.stack(actions), torch.stack(spread)
 
 
-# losses
-
-
 def disagreement(means: Tensor) -> Tensor:
     """Standard deviation of the members' means (K, ..., Z) over K, averaged over Z (...): stands in for the model's
     error of Eq. 9."""
@@ -290,8 +275,8 @@ def disagreement(means: Tensor) -> Tensor:
 
 
 def balanced_kl(latent: GaussianLatent, post: Tensor, prior: Tensor, balance: float, free_nats: float) -> Tensor:
-    """KL() of Eq. 1 from parameters (..., 2Z): `balance` of it trains the prior, the rest the posterior, and each part is
-    at least free_nats on average over the batch (code; `kl_balanced` of world_model.py cuts every step for itself)."""
+    """KL of Eq. 1 () from parameters (..., 2Z): `balance` of it trains the prior, the rest the posterior, and each part
+    is free_nats at least, on average over the batch (code; `kl_balanced` of world_model.py cuts step by step)."""
     prior_part, post_part = latent.kl(post.detach(), prior).mean(), latent.kl(post, prior.detach()).mean()
     return balance * prior_part.clamp_min(free_nats) + (1 - balance) * post_part.clamp_min(free_nats)
 
@@ -313,9 +298,9 @@ def model_loss(model: Model, obs: Tensor, action: Tensor, is_first: Tensor, weig
     return loss, {name: value.detach() for name, value in metrics.items()}, feat
 
 
-def noisy(pairs: Tensor, sigma: float) -> Tensor:
-    """Pairs (..., F + A) with independent noise on every entry, features and actions alike."""
-    return pairs + sigma * torch.randn_like(pairs)
+def noisy(values: Tensor, sigma: float) -> Tensor:
+    """Values with independent noise on every entry: of pairs (..., F + A), features and actions alike."""
+    return values + sigma * torch.randn_like(values)
 
 
 def discriminator_loss(expert_logits: Tensor, policy_logits: Tensor) -> Tensor:
@@ -365,20 +350,20 @@ def critic_loss(value: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> 
 
 
 def data_target(reward: Tensor, value: Tensor, returns: Tensor, gamma: float, lam: float) -> Tensor:
-    """Target of Eq. 14 for the real pairs t = 0 to T - 3 (T - 2, B), from reward of these pairs (T - 2, B), and value and
-    lambda-return of the dreams' first pairs (T, B): the bootstrap is the dream that begins in s_{t+1}."""
+    """Target of Eq. 14 (T - 2, B) for the real pairs t = 0 to T - 3, from their reward (T - 2, B) and value and return of
+    the dreams' first pairs (T, B): the bootstrap is the dream that begins in s_{t+1}."""
     return reward + gamma * ((1 - lam) * value[1:-1] + lam * returns[1:-1])
 
 
-def agent_loss(args: Args, model: Model, actor: Actor, discriminator: nn.Module, critics: Values, targets: Values,
-               feat: Tensor, action: Tensor, expert_feat: Tensor, expert_action: Tensor):  # fmt: skip
+def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_feat: Tensor, expert_action: Tensor):
     """Losses (), by name, of the three networks, from replay and expert slices (T, B, .), and what is logged."""
+    model, discriminator, actor, critics, targets = networks.values()
     pair = lambda feat, action: torch.cat([feat[:-1], action[1:]], -1)  # noqa: E731  (T - 1, B, F + A)
     cloning = -actor(expert_feat[:-1]).log_prob(expert_action[1:]).mean()
     if args.method == "bc":
         return {"actor": cloning}, {"losses/cloning": cloning}
     H, gamma, lam, vmail = args.horizon, args.gamma, args.lam, args.method == "vmail"
-    # (4) actions are chosen in detached states: the gradient of a return reaches them, but not through the actor's input
+    # (4) actions are chosen in detached states: a return's gradient reaches them, but not through the actor's input
     policies = []
     act = lambda feat, t: (policies.append(actor(feat.detach())), policies[-1].sample())[1]  # noqa: E731
     dream, chosen, spread = model.dream(act, feat.flatten(0, 1), H)  # (H + 1, N, F), (H, N, A), (H, N)
@@ -389,7 +374,7 @@ def agent_loss(args: Args, model: Model, actor: Actor, discriminator: nn.Module,
     disc_loss = discriminator_loss(expert_logits, logits)
     if vmail:
         disc_loss = disc_loss + weight_penalty(discriminator, expert.flatten(0, 1), pairs.detach().flatten(0, 1))
-    reward = imitation_reward(logits, spread, args.alpha, args.reward)  # (6) (H, N)
+    reward = imitation_reward(logits, spread, args.alpha, args.reward_form)  # (6) (H, N)
     entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
     if vmail:  # (7) to (9) with V(s), as Dreamer
         value = critics(dream)[0]  # (H + 1, N)
@@ -404,7 +389,7 @@ def agent_loss(args: Args, model: Model, actor: Actor, discriminator: nn.Module,
             which = torch.randint(len(targets), (1,), device=feat.device)
             value_bar = targets(pairs).index_select(0, which)[0]  # (H, N)
             returns_bar = lambda_return(reward[:-1], value_bar, gamma, lam)
-            known = imitation_reward(discriminator(real[:-1]).squeeze(-1), 0.0, 0.0, args.reward)  # (T - 2, B)
+            known = imitation_reward(discriminator(real[:-1]).squeeze(-1), 0.0, 0.0, args.reward_form)  # (T - 2, B)
             first = (part[0].unflatten(0, feat.shape[:2]) for part in (value_bar, returns_bar))  # (T, B)
             target = data_target(known, *first, gamma, lam)
         weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]
@@ -418,7 +403,7 @@ def agent_loss(args: Args, model: Model, actor: Actor, discriminator: nn.Module,
                     "expert/discriminator_gap": gap}  # fmt: skip
 
 
-def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer], clip: float) -> None:
+def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimizer]) -> None:
     """One step per loss, of its own network only: no loss leaves a gradient in a network that it only passes through.
     All gradients are taken before the first step."""
     weights = {name: [w for group in optimizers[name].param_groups for w in group["params"]] for name in losses}
@@ -426,38 +411,15 @@ def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimiz
     for name in losses:
         for weight, grad in zip(weights[name], grads[name]):
             weight.grad = grad
-        nn.utils.clip_grad_norm_(weights[name], clip)
+        nn.utils.clip_grad_norm_(weights[name], CLIP)
         optimizers[name].step()
-
-
-def explore(action: Tensor, std: float) -> Tensor:
-    """An action (..., A) with noise, which VMAIL plays."""
-    return (action + std * torch.randn_like(action)).clamp(-1, 1) if std else action
-
-
-@torch.no_grad()
-def foresight(model: Model, obs: Tensor, action: Tensor, is_first: Tensor, horizon: int):
-    """Demonstrations' slices under the expert's own actions: the members' disagreement H steps ahead, and of pictures a
-    strip of truth, posterior, dream from the first frame and its error."""
-    deter, stoch, _, _ = model.encode(obs, action, is_first)
-    feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)
-    act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731
-    _, _, spread = model.dream(act, feat[:n].flatten(0, 1), min(horizon, len(obs) - 1))
-    if model.sensors:
-        return {"expert/disagreement": spread.mean().item()}, None
-    dream, _, _ = model.dream(lambda _, t: action[t + 1, :1], feat[0, :1], len(obs) - 1)  # (T, 1, F)
-    pictures = (model.preprocess(obs[:, 0]), model.decode(feat[:, 0]), model.decode(dream[:, 0]))
-    truth, posterior, drawn = (model.to_pixels(picture)[:: max(1, len(obs) // 8)] for picture in pictures)
-    panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, side, side, 3)
-    panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2)
-    return {"expert/disagreement": spread.mean().item()}, panel.byte().cpu().numpy()
 
 
 def main(args: Args) -> dict:
     device, script = start(args), Path(__file__).stem
-    args = dataclasses.replace(args, **METHODS[args.method])
+    args = dataclasses.replace(args, **METHODS.get(args.method, {}))
     if args.horizon < 2 or args.batch_length < 4:
-        sys.exit("--horizon must be 2 or more and --batch-length 4 or more: returns and the data loss need so many steps.")
+        sys.exit("--horizon must be 2 or more and --batch-length 4 or more: the critics' targets need so many steps.")
     name = f"{script}-{args.method}-{args.size}-{args.obs}-{args.num_expert_episodes}-{args.seed}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{name}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
@@ -479,14 +441,14 @@ def main(args: Args) -> dict:
     pair_size, vmail = model.feat_size + action_size, args.method == "vmail"
     discriminator = mlp(pair_size, 1, 2, args.disc_units).to(device)
     critics = Values(1 if vmail else 2, model.feat_size if vmail else pair_size, args.layers, args.units).to(device)
-    targets = copy.deepcopy(critics).requires_grad_(False)
     networks = {"model": model, "discriminator": discriminator, "actor": actor, "critics": critics}
-    decay = DECAY / args.learning_rate  # AdamW multiplies the two
-    optimizers = {name: torch.optim.AdamW(network.parameters(), args.learning_rate, eps=1e-5, weight_decay=decay,
-                                          fused=True) for name, network in networks.items()}  # fmt: skip
-    act = lambda feat: explore(actor.sample(feat), args.action_noise)  # noqa: E731
+    adam = functools.partial(torch.optim.AdamW, lr=args.learning_rate, eps=1e-5, fused=True,
+                             weight_decay=DECAY / args.learning_rate)  # it multiplies the two  # fmt: skip
+    optimizers = {name: adam(network.parameters()) for name, network in networks.items()}
+    networks["targets"] = copy.deepcopy(critics).requires_grad_(False)
+    act = lambda feat: noisy(actor.sample(feat), args.action_noise).clamp(-1, 1)  # noqa: E731
     game = Interaction(env, model, act, replay, args.seed)
-    parts = networks | {"targets": targets, "rng": rng, "replay": replay, "game": game}
+    parts = networks | {"rng": rng, "replay": replay, "game": game}
     parts |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     run = Run(run_dir, args, parts, {"demonstrations": digest(demos)}, marks, free={"env_steps"})
     make_one = functools.partial(make_game, args.env_id, args.obs, args.max_steps)
@@ -497,12 +459,11 @@ def main(args: Args) -> dict:
         obs, action, is_first = (part.to(device) for part in replay.draw(args.batch_size, rng))
         expert_obs, expert_action, _ = (part.to(device) for part in replay.draw(args.batch_size, rng, demos=True))
         loss, metrics, feat = model_loss(model, obs, action, is_first, weight)  # (3)
-        descend({"model": loss}, optimizers, args.grad_clip)
+        descend({"model": loss}, optimizers)
         with torch.no_grad():
             expert_feat = torch.cat(model.encode(expert_obs, expert_action, is_first)[:2], -1)
-        losses, more = agent_loss(args, model, actor, discriminator, critics, targets, feat.detach(), action,
-                                  expert_feat, expert_action)  # (4) to (9)  # fmt: skip
-        descend(losses, optimizers, args.grad_clip)
+        losses, more = agent_loss(args, networks, feat.detach(), action, expert_feat, expert_action)  # (4) to (9)
+        descend(losses, optimizers)
         return metrics | {name: value.detach() for name, value in more.items()}
 
     rounds = max(0, args.env_steps - args.seed_steps) // args.train_every
@@ -512,15 +473,14 @@ def main(args: Args) -> dict:
             while game.steps < due:
                 game.step()
         metrics = update()
-        if step % args.target_every == 0:
-            targets.load_state_dict(critics.state_dict())  # (10)
+        if step % COPY_EVERY == 0:
+            networks["targets"].load_state_dict(critics.state_dict())  # (10)
         if run.due(args.eval_every):
             with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                errors, panel = foresight(model, *probe, args.horizon)
+                errors, panel = foresight(model, *probe, args.horizon, run.folder / "dream.png")
             metrics |= errors
             if panel is not None:
                 run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
-                Image.fromarray(panel).save(run.folder / "dream.png")
             if step < run.total:  # the last policy plays the final evaluation
                 metrics |= run.validate(games(args.quick_episodes), player(model, actor.sample))
         if run.due(args.eval_every) or run.due(args.log_every):

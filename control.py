@@ -18,6 +18,7 @@ from typing import Literal
 import gymnasium as gym
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from dmc import DMC, TASKS, write
@@ -85,11 +86,14 @@ def expert_folder(args) -> Path:
     folder = Path(args.data_dir or (f"{root}/dmc/{args.env_id}-expert" if task else f"{root}/{args.env_id}/expert"))
     if args.data_dir or len(list(folder.glob("*.npz"))) >= args.num_expert_episodes:
         return folder
-    number, held = "--num-demonstrations" if task else "--num-episodes", "--num-episodes" if task else "--num-val-episodes"
-    few = ["--max-steps", "60", held, "3", number, str(args.num_expert_episodes)] if args.size == "debug" else []
-    where = ["--data-dir", str(folder.parents[0 if task else 1])]
-    more = [] if task or few else [number, str(args.num_expert_episodes)]
-    make(["dmc.py" if task else "collect_data.py", "--env-id", args.env_id, *where, *few, *more], not args.eval_only)
+    where = ["--env-id", args.env_id, "--data-dir", str(folder.parents[0 if task else 1])]
+    few = ["--max-steps", "60"] if args.size == "debug" else []
+    if task:
+        few += ["--num-episodes", "3", "--num-demonstrations", "3"] if few else []
+        make(["dmc.py", *where, *few], not args.eval_only)
+    else:
+        few += ["--num-val-episodes", "1"] if few else []
+        make(["collect_data.py", *where, "--num-episodes", str(args.num_expert_episodes), *few], not args.eval_only)
     return folder
 
 
@@ -141,7 +145,8 @@ def random_return(env: gym.Env, games: int = 10, seed: int = 30_000) -> float:
         env.reset(seed=seed + k)
         total, ended = 0.0, False
         while not ended:
-            _, reward, terminated, truncated, _ = env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))
+            action = rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)
+            _, reward, terminated, truncated, _ = env.step(action)
             total, ended = total + float(reward), terminated or truncated
         returns.append(total)
     return float(np.mean(returns))
@@ -162,7 +167,7 @@ class Replay:
         self.episodes = list(self.demos)
 
     def add(self, obs: Tensor, action: Tensor) -> None:
-        """Store a finished episode obs (T + 1, ...), action (T + 1, A); a shorter one than a slice is not learnt from."""
+        """Store a finished episode obs (T + 1, ...), action (T + 1, A). One shorter than a slice is not learnt from."""
         self.folder.mkdir(parents=True, exist_ok=True)
         arrays = {"obs": obs.numpy(), "action": action.numpy()}
         write(self.folder / f"{self.played:06d}.npz", lambda file: np.savez(file, **arrays))
@@ -243,3 +248,22 @@ class Interaction:
         for action in saved["action"].cpu().numpy()[1:]:
             self.advance(action)
         self.steps, self.state, self.returns = saved["steps"], tuple(saved["state"]), saved["returns"]
+
+
+@torch.no_grad()
+def foresight(model, obs: Tensor, action: Tensor, is_first: Tensor, horizon: int, file: Path):
+    """Demonstrations' slices under the expert's own actions: the members' disagreement H steps ahead, and of pictures a
+    strip of truth, posterior, dream from the first frame and its error."""
+    deter, stoch, _, _ = model.encode(obs, action, is_first)
+    feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)
+    act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731
+    _, _, spread = model.dream(act, feat[:n].flatten(0, 1), min(horizon, len(obs) - 1))
+    if model.sensors:
+        return {"expert/disagreement": spread.mean().item()}, None
+    dream, _, _ = model.dream(lambda _, t: action[t + 1, :1], feat[0, :1], len(obs) - 1)  # (T, 1, F)
+    pictures = (model.preprocess(obs[:, 0]), model.decode(feat[:, 0]), model.decode(dream[:, 0]))
+    truth, posterior, drawn = (model.to_pixels(picture)[:: max(1, len(obs) // 8)] for picture in pictures)
+    panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, side, side, 3)
+    panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
+    Image.fromarray(panel).resize((3 * panel.shape[1], 3 * panel.shape[0]), 0).save(file)
+    return {"expert/disagreement": spread.mean().item()}, panel
