@@ -56,8 +56,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints, logs and replay; default runs/<env_id>/<script>-<method>-<size>-<obs>-<N^E>-<seed>. The
-    same command resumes"""
+    """folder of everything; default runs/<env_id>/<script>-<method>-<size>-<obs>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
     cuda: bool = True
@@ -66,8 +65,8 @@ class Args:
     num_expert_episodes: int = 10
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """folder of Dreamer-style .npz files (image, action); default: actions of data/<env_id>/expert (dmc.py's tasks:
-    data/dmc/<env_id>-expert), made if missing, played again so that this environment draws them"""
+    """folder of recorded games; default data/<env_id>/expert (dmc.py's tasks: data/dmc/<env_id>-expert), made now if
+    missing. Their actions are played again, so that this environment draws them; Dreamer-style files keep their pictures"""
     obs: Literal["pixels", "state"] = "pixels"
     """what is observed: 64x64 pictures (paper) or the environment's own vector (a quick look)"""
     max_steps: int = 0
@@ -203,7 +202,7 @@ class TruncatedNormal:
 
 
 class Actor(nn.Module):
-    """pi(a | s): a truncated normal in [-1, 1]."""
+    """pi(a | s) in states feat (..., F): a truncated normal, of which a sample is played as it is imagined."""
 
     def __init__(self, feat_size: int, action_size: int, layers: int, units: int):
         super().__init__()
@@ -212,10 +211,6 @@ class Actor(nn.Module):
     def forward(self, feat: Tensor) -> TruncatedNormal:
         mean, raw = self.net(feat).chunk(2, -1)
         return TruncatedNormal(torch.tanh(mean), deviation(raw))
-
-    def sample(self, feat: Tensor) -> Tensor:
-        """Actions (..., A) drawn in states feat (..., F): what is imagined and what is played."""
-        return self(feat).sample()
 
 
 class Values(nn.ModuleList):
@@ -246,6 +241,9 @@ class Model(WorldModel):
         self.register_buffer("sensor_std", torch.ones(max(1, self.sensors)))
         self.pixel_mean.fill_(127.5), self.pixel_std.fill_(255.0)  # pictures in [-0.5, 0.5]
 
+    def standardise(self, obs: Tensor) -> None:
+        self.sensor_mean.copy_(obs.mean(0)), self.sensor_std.copy_(obs.std(0).clamp_min(1e-2))
+
     def preprocess(self, image: Tensor) -> Tensor:
         return (image - self.sensor_mean) / self.sensor_std if self.sensors else super().preprocess(image)
 
@@ -269,8 +267,7 @@ class Model(WorldModel):
 
 
 def disagreement(means: Tensor) -> Tensor:
-    """Standard deviation of the members' means (K, ..., Z) over K, averaged over Z (...): stands in for the model's
-    error of Eq. 9."""
+    """Spread of the members' means (K, ..., Z): deviation over K, mean over Z (...). The model's error in Eq. 9."""
     return means.std(0, unbiased=False).mean(-1)
 
 
@@ -282,10 +279,8 @@ def balanced_kl(latent: GaussianLatent, post: Tensor, prior: Tensor, balance: fl
 
 
 def model_loss(model: Model, obs: Tensor, action: Tensor, is_first: Tensor, weight: float = 1.0):
-    """Eq. 1 on slices obs (T, B, ...), action (T, B, A), is_first (T, B): loss (), metrics, features (T, B, F).
-
-    One prior head, drawn per time-step for the whole batch, is compared with the posterior of that step (code).
-    """
+    """Eq. 1 on slices obs (T, B, ...), action (T, B, A), is_first (T, B): loss (), metrics, features (T, B, F). At each
+    step one prior head, drawn for the whole batch, is compared with the posterior (code)."""
     pixels = model.preprocess(obs)
     deter, stoch, post, _ = model.filter(model.embed(pixels), action, is_first)
     member = torch.randint(len(model.priors), (len(obs),), device=obs.device)  # (T,)
@@ -293,9 +288,7 @@ def model_loss(model: Model, obs: Tensor, action: Tensor, is_first: Tensor, weig
     kl = balanced_kl(model.latent, post, prior, BALANCE, FREE_NATS)
     feat = torch.cat([deter, stoch], -1)
     nll = 0.5 * (model.decode(feat) - pixels).square().flatten(2).sum(-1).mean()
-    loss = weight * nll + kl
-    metrics = {"losses/world_model": loss, "losses/nll": nll, "losses/kl": model.latent.kl(post, prior).mean()}
-    return loss, {name: value.detach() for name, value in metrics.items()}, feat
+    return weight * nll + kl, {"losses/world_model": weight * nll + kl, "losses/nll": nll, "losses/kl": model.latent.kl(post, prior).mean()}, feat
 
 
 def noisy(values: Tensor, sigma: float) -> Tensor:
@@ -309,10 +302,8 @@ def discriminator_loss(expert_logits: Tensor, policy_logits: Tensor) -> Tensor:
 
 
 def weight_penalty(discriminator: nn.Module, expert: Tensor, policy: Tensor) -> Tensor:
-    """VMAIL's penalty: (norm of the mean logit's gradient with respect to the weights - 1)^2, between pairs (n, F + A).
-
-    The textbook's differentiates with respect to the inputs; this is what VMAIL's code does.
-    """
+    """VMAIL's penalty between pairs (n, F + A): (norm of the mean logit's gradient with respect to the weights - 1)^2.
+    The textbook's gradient is with respect to the inputs; this is what VMAIL's code does."""
     share = torch.rand(len(policy), 1, device=policy.device)
     expert = expert[torch.randint(len(expert), (len(policy),), device=expert.device)]
     logits = discriminator(share * expert + (1 - share) * policy)
@@ -326,10 +317,8 @@ def imitation_reward(logits: Tensor, spread: Tensor | float, alpha: float, kind:
 
 
 def lambda_return(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Tensor:
-    """Eq. 11, time first: reward (H, N), reward[t] of the pair t; value (H + 1, N) of the pairs 0 to H -> (H, N).
-
-    G_t = r_t + gamma * ((1 - lam) * value[t + 1] + lam * G_{t+1}), and G_H = value[H].
-    """
+    """Eq. 11, time first: reward (H, N) of the pairs 0 to H - 1, value (H + 1, N) of the pairs 0 to H -> (H, N):
+    G_t = r_t + gamma * ((1 - lam) * value[t + 1] + lam * G_{t+1}), and G_H = value[H]."""
     returns, last = [], value[-1]
     for t in reversed(range(len(reward))):
         last = reward[t] + gamma * ((1 - lam) * value[t + 1] + lam * last)
@@ -350,8 +339,8 @@ def critic_loss(value: Tensor, target: Tensor, weight: Tensor | float = 1.0) -> 
 
 
 def data_target(reward: Tensor, value: Tensor, returns: Tensor, gamma: float, lam: float) -> Tensor:
-    """Target of Eq. 14 (T - 2, B) for the real pairs t = 0 to T - 3, from their reward (T - 2, B) and value and return of
-    the dreams' first pairs (T, B): the bootstrap is the dream that begins in s_{t+1}."""
+    """Target of Eq. 14 for real pairs t = 0 to T - 3, from their reward (T - 2, B), and value and return of the dreams'
+    first pairs (T, B): the bootstrap is the dream that begins in s_{t+1}."""
     return reward + gamma * ((1 - lam) * value[1:-1] + lam * returns[1:-1])
 
 
@@ -395,8 +384,8 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
         weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]
         value_loss = critic_loss(critics(pairs[:-1].detach()), returns_bar, weight)  # Eq. 13
         value_loss = value_loss + critic_loss(critics(real[:-1]), target)  # Eq. 14, together Eq. 15
-    losses = {"discriminator": disc_loss, "actor": policy_loss + args.beta * cloning, "critics": value_loss}
     gap = torch.sigmoid(expert_logits).mean() - torch.sigmoid(logits).mean()
+    losses = {"discriminator": disc_loss, "actor": policy_loss + args.beta * cloning, "critics": value_loss}
     return losses, {"losses/discriminator": disc_loss, "losses/policy": policy_loss, "losses/cloning": cloning,
                     "losses/value": value_loss, "losses/entropy": entropy.mean(), "imagine/reward": reward.mean(),
                     "imagine/value": value.mean(), "imagine/disagreement": spread.mean(),
@@ -416,11 +405,8 @@ def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimiz
 
 
 def main(args: Args) -> dict:
-    device, script = start(args), Path(__file__).stem
-    args = dataclasses.replace(args, **METHODS.get(args.method, {}))
-    if args.horizon < 2 or args.batch_length < 4:
-        sys.exit("--horizon must be 2 or more and --batch-length 4 or more: the critics' targets need so many steps.")
-    name = f"{script}-{args.method}-{args.size}-{args.obs}-{args.num_expert_episodes}-{args.seed}"
+    device, args = start(args), dataclasses.replace(args, **METHODS.get(args.method, {}))
+    name = f"{Path(__file__).stem}-{args.method}-{args.size}-{args.obs}-{args.num_expert_episodes}-{args.seed}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{name}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
@@ -435,8 +421,7 @@ def main(args: Args) -> dict:
     torch.manual_seed(args.seed)
     model = Model(config | {"sensors": sensors}).to(device)
     if sensors:
-        vectors = torch.cat([obs for obs, _ in demos])
-        model.sensor_mean.copy_(vectors.mean(0)), model.sensor_std.copy_(vectors.std(0).clamp_min(1e-2))
+        model.standardise(torch.cat([obs for obs, _ in demos]))
     actor = Actor(model.feat_size, action_size, args.layers, args.units).to(device)
     pair_size, vmail = model.feat_size + action_size, args.method == "vmail"
     discriminator = mlp(pair_size, 1, 2, args.disc_units).to(device)
@@ -446,13 +431,13 @@ def main(args: Args) -> dict:
                              weight_decay=DECAY / args.learning_rate)  # it multiplies the two  # fmt: skip
     optimizers = {name: adam(network.parameters()) for name, network in networks.items()}
     networks["targets"] = copy.deepcopy(critics).requires_grad_(False)
-    act = lambda feat: noisy(actor.sample(feat), args.action_noise).clamp(-1, 1)  # noqa: E731
+    policy = lambda feat: actor(feat).sample()  # noqa: E731
+    act = lambda feat: noisy(policy(feat), args.action_noise).clamp(-1, 1)  # noqa: E731
     game = Interaction(env, model, act, replay, args.seed)
     parts = networks | {"rng": rng, "replay": replay, "game": game}
     parts |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
     run = Run(run_dir, args, parts, {"demonstrations": digest(demos)}, marks, free={"env_steps"})
-    make_one = functools.partial(make_game, args.env_id, args.obs, args.max_steps)
-    games = lambda count: Games(args.env_id, count, make=make_one)  # noqa: E731
+    games = functools.partial(Games, args.env_id, make=lambda: make_game(args.env_id, args.obs, args.max_steps))
     probe = [part.to(device) for part in replay.draw(16, torch.Generator().manual_seed(0), demos=True)]
 
     def update() -> dict[str, Tensor]:
@@ -464,7 +449,7 @@ def main(args: Args) -> dict:
             expert_feat = torch.cat(model.encode(expert_obs, expert_action, is_first)[:2], -1)
         losses, more = agent_loss(args, networks, feat.detach(), action, expert_feat, expert_action)  # (4) to (9)
         descend(losses, optimizers)
-        return metrics | {name: value.detach() for name, value in more.items()}
+        return {name: value.detach() for name, value in (metrics | more).items()}
 
     rounds = max(0, args.env_steps - args.seed_steps) // args.train_every
     for step in run.steps(0 if args.eval_only else args.pretrain + rounds * args.train_updates):
@@ -476,20 +461,16 @@ def main(args: Args) -> dict:
         if step % COPY_EVERY == 0:
             networks["targets"].load_state_dict(critics.state_dict())  # (10)
         if run.due(args.eval_every):
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                errors, panel = foresight(model, *probe, args.horizon, run.folder / "dream.png")
-            metrics |= errors
-            if panel is not None:
-                run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
+            metrics |= foresight(run, model, probe, args.horizon)
             if step < run.total:  # the last policy plays the final evaluation
-                metrics |= run.validate(games(args.quick_episodes), player(model, actor.sample))
+                metrics |= run.validate(games(args.quick_episodes), player(model, policy))
         if run.due(args.eval_every) or run.due(args.log_every):
             metrics |= {"charts/env_steps": game.steps} | ({"play/return": game.returns[-1]} if game.returns else {})
             run.log(metrics, "charts/env_steps", "expert/discriminator_gap", "imagine/disagreement", "eval/return_mean")
         if run.due(args.eval_every):
             run.save()
     sources = {"data": str(folder), "size": args.size, "method": args.method, "env_steps": game.steps}
-    return run.finish(games, lambda: player(model, actor.sample), sources)
+    return run.finish(games, lambda: player(model, policy), sources)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,8 @@ def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dic
     Recorded actions are played again in `env`, so that demonstrations and play are drawn by one renderer: the
     discriminator would learn to tell two apart. Pictures of a Dreamer-style file are taken as they are.
     """
+    if args.horizon < 2 or args.batch_length < 4:
+        sys.exit("--horizon must be 2 or more and --batch-length 4 or more: the critics' targets need so many steps.")
     folder, episodes, returns = expert_folder(args), [], []
     meta_file = folder / "dataset.json"
     meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
@@ -251,19 +253,22 @@ class Interaction:
 
 
 @torch.no_grad()
-def foresight(model, obs: Tensor, action: Tensor, is_first: Tensor, horizon: int, file: Path):
-    """Demonstrations' slices under the expert's own actions: the members' disagreement H steps ahead, and of pictures a
-    strip of truth, posterior, dream from the first frame and its error."""
-    deter, stoch, _, _ = model.encode(obs, action, is_first)
-    feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)
-    act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731
-    _, _, spread = model.dream(act, feat[:n].flatten(0, 1), min(horizon, len(obs) - 1))
-    if model.sensors:
-        return {"expert/disagreement": spread.mean().item()}, None
-    dream, _, _ = model.dream(lambda _, t: action[t + 1, :1], feat[0, :1], len(obs) - 1)  # (T, 1, F)
-    pictures = (model.preprocess(obs[:, 0]), model.decode(feat[:, 0]), model.decode(dream[:, 0]))
-    truth, posterior, drawn = (model.to_pixels(picture)[:: max(1, len(obs) // 8)] for picture in pictures)
-    panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, side, side, 3)
-    panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
-    Image.fromarray(panel).resize((3 * panel.shape[1], 3 * panel.shape[0]), 0).save(file)
-    return {"expert/disagreement": spread.mean().item()}, panel
+def foresight(run, model, probe: list[Tensor], horizon: int) -> dict[str, float]:
+    """The members' disagreement H steps ahead under the expert's actions, in slices (obs, action, is_first) of
+    demonstrations; of pictures also a strip: truth, posterior, dream from the first frame, its error. The torch random
+    state is restored."""
+    obs, action, is_first = probe
+    with torch.random.fork_rng(devices=[obs.device] if obs.is_cuda else []):
+        deter, stoch, _, _ = model.encode(obs, action, is_first)
+        feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)  # (T, B, F), starts
+        act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731
+        _, _, spread = model.dream(act, feat[:n].flatten(0, 1), min(horizon, len(obs) - 1))
+        dream, _, _ = model.dream(lambda _, t: action[t + 1, :1], feat[0, :1], len(obs) - 1)  # (T, 1, F)
+    if not model.sensors:
+        pictures = (model.preprocess(obs[:, 0]), model.decode(feat[:, 0]), model.decode(dream[:, 0]))
+        truth, posterior, drawn = (model.to_pixels(picture)[:: max(1, len(obs) // 8)] for picture in pictures)
+        panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, side, side, 3)
+        panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
+        Image.fromarray(panel).resize((3 * panel.shape[1], 3 * panel.shape[0]), 0).save(run.folder / "dream.png")
+        run.writer.add_image("world_model/truth_posterior_dream_error", panel, run.step, dataformats="HWC")
+    return {"expert/disagreement": spread.mean().item()}
