@@ -56,7 +56,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of everything; default runs/<env_id>/<script>-<method>-<size>-<obs>-<N^E>-<seed>. The same command resumes"""
+    """its folder; default runs/<env_id>/<script>-<method>-<size>-<obs>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
     cuda: bool = True
@@ -66,7 +66,7 @@ class Args:
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
     """folder of recorded games; default data/<env_id>/expert (dmc.py's tasks: data/dmc/<env_id>-expert), made now if
-    missing. Their actions are played again, so that this environment draws them; Dreamer-style files keep their pictures"""
+    missing. Their actions are played again, so that this environment draws them; Dreamer-style files keep theirs"""
     obs: Literal["pixels", "state"] = "pixels"
     """what is observed: 64x64 pictures (paper) or the environment's own vector (a quick look)"""
     max_steps: int = 0
@@ -288,7 +288,7 @@ def model_loss(model: Model, obs: Tensor, action: Tensor, is_first: Tensor, weig
     kl = balanced_kl(model.latent, post, prior, BALANCE, FREE_NATS)
     feat = torch.cat([deter, stoch], -1)
     nll = 0.5 * (model.decode(feat) - pixels).square().flatten(2).sum(-1).mean()
-    return weight * nll + kl, {"losses/world_model": weight * nll + kl, "losses/nll": nll, "losses/kl": model.latent.kl(post, prior).mean()}, feat
+    return weight * nll + kl, {"losses/nll": nll, "losses/kl": model.latent.kl(post, prior).mean()}, feat
 
 
 def noisy(values: Tensor, sigma: float) -> Tensor:
@@ -449,7 +449,7 @@ def main(args: Args) -> dict:
             expert_feat = torch.cat(model.encode(expert_obs, expert_action, is_first)[:2], -1)
         losses, more = agent_loss(args, networks, feat.detach(), action, expert_feat, expert_action)  # (4) to (9)
         descend(losses, optimizers)
-        return {name: value.detach() for name, value in (metrics | more).items()}
+        return {name: value.detach() for name, value in (metrics | more | {"losses/world_model": loss}).items()}
 
     rounds = max(0, args.env_steps - args.seed_steps) // args.train_every
     for step in run.steps(0 if args.eval_only else args.pretrain + rounds * args.train_updates):
