@@ -4,20 +4,30 @@
 # ///
 """Continuous control for cmil.py: environments seen as pictures or vectors, demonstrations, what is played in them.
 
-Environments: the tasks of dmc.py (walker-walk, ...), any Gymnasium id with continuous actions, and Franka Kitchen.
+Environments: the tasks of dmc.py (walker-stand, ...), any Gymnasium id with continuous actions, and Franka Kitchen. Its
+demonstrations are made by playing recorded actions again until enough games finish their sub-tasks:
+
+    python control.py --source kitchen_demos --num-episodes 10        (needs requirements-kitchen.txt)
+
+data/FrankaKitchen-v1/expert then has dataset.json and train_*.npz with actions (T, 9), rewards (T,), seed () and, drawn
+as cmil.py draws, image (T + 1, 64, 64, 3).
 """
 
+import ctypes.util
 import hashlib
 import json
+import os
 import sys
 import zipfile
 import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
+import tyro
 from PIL import Image
 from torch import Tensor
 
@@ -25,12 +35,32 @@ from dmc import DMC, TASKS, write
 from world_model import is_image, make, make_env, resize
 
 Seen = Literal["pixels", "state"]
+KITCHEN, SUB_TASKS = "FrankaKitchen-v1", ["microwave", "kettle", "light switch", "slide cabinet"]
+CAMERA = {"distance": 1.86, "lookat": np.array([-0.3, 0.5, 2.0]), "azimuth": 90.0, "elevation": -60.0}  # the authors'
+
+
+@dataclass
+class Args:
+    seed: int = 1
+    """seed of the first game; the others follow"""
+    source: str = ""
+    """folder of the authors' kitchen files, or others with an `action` (T + 1, 9) each, the first one zeros"""
+    data_dir: str = "data"
+    """the games go to <data_dir>/FrankaKitchen-v1/expert"""
+    num_episodes: int = 10
+    """games to keep, at most a third of them from one file"""
+    sub_tasks: int = 4
+    """sub-tasks that a game must finish to be kept"""
+    max_steps: int = 280
+    """steps within which it must"""
 
 
 def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
     """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,); 0: no limit of ours."""
     if env_id in TASKS:
         return DMC(env_id, "visual" if obs == "pixels" else "mdp", max_steps=max_steps or 500)
+    if env_id == KITCHEN:
+        return Kitchen(obs, max_steps or 280)
     env = make_env(env_id)
     if hasattr(env.action_space, "n"):
         sys.exit(f"--env-id {env_id} has discrete actions, cmil.py needs continuous ones: try ditto.py.")
@@ -50,34 +80,95 @@ def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
     return gym.wrappers.TimeLimit(env, max_steps) if max_steps else env
 
 
-def replayed(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[np.ndarray, float]:
-    """Play recorded actions (T, A) again in the game of this seed: observations (T + 1, ...) and the return."""
-    obs, total = [env.reset(seed=seed)[0]], 0.0
+class Kitchen(gym.Env):
+    """Franka Kitchen (gymnasium-robotics): nine joint velocities; each of four sub-tasks pays 1 when it is done first.
+
+    Drawn without shadows and reflections, which is thirty times faster in software; since the lamp over the stove would
+    then always shine, it is switched by hand.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
+
+    def __init__(self, obs: Seen, max_steps: int):
+        if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
+            found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
+            os.environ["MUJOCO_GL"] = found[0].lower() if found else "off"
+        try:
+            import gymnasium_robotics
+            import mujoco
+
+            gym.register_envs(gymnasium_robotics)
+            self.env = gym.make(KITCHEN, tasks_to_complete=SUB_TASKS, terminate_on_tasks_completed=False, width=64,
+                                height=64, render_mode="rgb_array", default_camera_config=CAMERA,
+                                disable_env_checker=True, max_episode_steps=max_steps)  # fmt: skip
+        except (ImportError, AssertionError) as error:  # the second is MuJoCo 3.12 and later
+            text = str(error).strip().splitlines()[0]
+            sys.exit(f"{KITCHEN} cannot be made ({text}): pip install -r requirements-kitchen.txt.")
+        self.flags = [mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION]
+        self.obs, self.viewer, self.render_mode = obs, None, "rgb_array"
+        self.action_space = gym.spaces.Box(-1.0, 1.0, (9,), np.float32)
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (59,), np.float32)
+        if obs == "pixels":
+            self.observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
+
+    def observe(self, seen: dict) -> np.ndarray:
+        return self.render() if self.obs == "pixels" else seen["observation"].astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        super().reset(seed=seed)
+        return self.observe(self.env.reset(seed=seed)[0]), {}
+
+    def step(self, action: np.ndarray):
+        seen, reward, terminated, truncated, info = self.env.step(action)
+        return self.observe(seen), float(reward), terminated, truncated, {"done": [*info["episode_task_completions"]]}
+
+    def render(self) -> np.ndarray:
+        """Picture (64, 64, 3) uint8."""
+        kitchen = self.env.unwrapped
+        switch, goal = kitchen.data.qpos[[17, 18]], (-0.69, -0.05)  # done within 0.3, as the environment has it
+        kitchen.model.light("ovenlight").active = np.linalg.norm(switch - goal) < 0.3
+        if self.viewer is None:
+            kitchen.model.vis.quality.offsamples = 0
+            try:
+                self.env.render()
+                self.viewer = kitchen.robot_env.mujoco_renderer._get_viewer("rgb_array")
+            except Exception as error:  # each renderer has exceptions of its own
+                sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
+            for flag in self.flags:
+                self.viewer.scn.flags[flag] = False
+        return self.env.render()
+
+
+def replayed(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Play recorded actions (T, A) again in the game of this seed: observations (T + 1, ...) and rewards (T,)."""
+    obs, rewards = [env.reset(seed=seed)[0]], []
     for action in actions:
         seen, reward, terminated, truncated, _ = env.step(action)
-        obs.append(seen)
-        total += float(reward)
+        obs.append(seen), rewards.append(float(reward))
         if terminated or truncated:
             break
-    return np.stack(obs), total
+    return np.stack(obs), np.array(rewards)
 
 
-def read_episode(file: Path) -> tuple[np.ndarray, float, int, np.ndarray | None]:
-    """A recorded game: actions (T, A), return, seed (-1: not said), pictures if it is a Dreamer-style file.
+def read_episode(file: Path) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | None]:
+    """A recorded game: actions (T, A), rewards (T,), seed (-1: not said), and its pictures in colour, if it has any.
 
-    Formats: collect_data.py's (actions, rewards, seed), dmc.py's (pre_action, reward), Dreamer's (action, image), the
-    last two with a row of zeros first.
+    Formats: collect_data.py's (actions, rewards, seed), dmc.py's (pre_action, reward) and Dreamer's (action, reward,
+    image), the last two with a row of zeros first.
     """
     try:
         with np.load(file, allow_pickle=False) as npz:
             key = next(key for key in ("actions", "pre_action", "action") if key in npz)
-            action, image = npz[key].astype(np.float32), npz["image"] if key == "action" else None
+            action, image = npz[key].astype(np.float32), npz["image"] if "image" in npz else None
             reward, seed = npz["rewards" if key == "actions" else "reward"], int(npz["seed"]) if "seed" in npz else -1
     except (OSError, ValueError, KeyError, EOFError, StopIteration, zipfile.BadZipFile, zlib.error) as error:
         sys.exit(f"{file} is not a readable game ({type(error).__name__}): delete it, or name another folder.")
-    if action.ndim != 2 or image is not None and (image.shape[:3] != (len(action), 64, 64) or image.dtype != np.uint8):
+    if key != "actions":
+        action, reward = action[1:], reward[1:]
+    shape = (len(action) + 1, 64, 64, 3)
+    if action.ndim != 2 or image is not None and (image.shape != shape or image.dtype != np.uint8):
         sys.exit(f"{file} does not hold one vector of actions for each 64x64 picture: name another folder.")
-    return action if key == "actions" else action[1:], float(reward.sum(dtype=float)), seed, image
+    return action, reward.flatten().astype(float), seed, image
 
 
 def expert_folder(args) -> Path:
@@ -86,6 +177,8 @@ def expert_folder(args) -> Path:
     folder = Path(args.data_dir or (f"{root}/dmc/{args.env_id}-expert" if task else f"{root}/{args.env_id}/expert"))
     if args.data_dir or len(list(folder.glob("*.npz"))) >= args.num_expert_episodes:
         return folder
+    if args.env_id == KITCHEN:
+        sys.exit(f"{folder} has too few games: python control.py --source <folder of the authors' files> makes them.")
     where = ["--env-id", args.env_id, "--data-dir", str(folder.parents[0 if task else 1])]
     few = ["--max-steps", "60"] if args.size == "debug" else []
     if task:
@@ -118,18 +211,17 @@ def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dic
         if action.shape[1:] != env.action_space.shape:
             sys.exit(f"{file} has actions {action.shape[1:]}, {args.env_id} takes {env.action_space.shape}.")
         action = np.clip((action - (low + high) / 2) / ((high - low) / 2), -1, 1)
-        if obs is None:
+        action, recorded = (part[: args.max_steps or None] for part in (action, recorded))
+        if obs is None or args.obs == "state" and seed >= 0:
             seed = seed if seed >= 0 else 50_000_000 + meta.get("seed", 1) * 100_000 + k  # dmc.py's demonstrations
             obs, again = replayed(env, seed, action)
-            if not args.max_steps and abs(again - recorded) > 0.01 * max(1, abs(recorded)):
-                sys.exit(f"{file} returned {recorded:.1f}, played again {again:.1f}: collect it with these versions.")
-            returns.append(again)
+            if abs(again.sum() - recorded.sum()) > 0.01 * max(1, abs(recorded.sum())):
+                found = f"returned {recorded.sum():.1f}, played again {again.sum():.1f}"
+                sys.exit(f"{file} {found}: collect it with the versions and the renderer that are installed.")
         elif args.obs != "pixels":
             sys.exit(f"{file} holds pictures, not states: leave out --obs state.")
-        else:
-            obs = obs[: args.max_steps + 1] if args.max_steps else obs
-            returns.append(recorded)
-        action = np.concatenate([np.zeros_like(action[:1]), action[: len(obs) - 1]])
+        returns.append(recorded.sum())
+        obs, action = obs[: len(action) + 1], np.concatenate([np.zeros_like(action[:1]), action[: len(obs) - 1]])
         episodes.append((torch.from_numpy(obs), torch.from_numpy(action)))
     print(f"expert: {len(files)} games of {folder}, {sum(len(action) - 1 for _, action in episodes)} steps")
     return episodes, {"expert": float(np.mean(returns)), "random": random_return(env)}, folder
@@ -272,3 +364,44 @@ def foresight(run, model, probe: list[Tensor], horizon: int) -> dict[str, float]
         Image.fromarray(panel).resize((3 * panel.shape[1], 3 * panel.shape[0]), 0).save(run.folder / "dream.png")
         run.writer.add_image("world_model/truth_posterior_dream_error", panel, run.step, dataformats="HWC")
     return {"expert/disagreement": spread.mean().item()}
+
+
+def main(args: Args) -> dict:
+    """Record kitchen demonstrations; their mean return."""
+    sources = sorted(Path(args.source).glob("*.npz")) if args.source else []
+    if not sources:
+        sys.exit("--source must name a folder with .npz files that hold an `action` each.")
+    folder = Path(args.data_dir) / KITCHEN / "expert"
+    if folder.exists():
+        sys.exit(f"{folder} exists already: delete it, or name another --data-dir.")
+    env, kept, tried, games = Kitchen("state", args.max_steps), [], 0, []
+    limit = max(1, -(-args.num_episodes // 3))
+    while len(games) < args.num_episodes and tried < 20 * len(sources):
+        file, seed = sources[tried % len(sources)], args.seed + tried
+        tried += 1
+        action = read_episode(file)[0][: args.max_steps]
+        rewards = replayed(env, seed, action)[1] if kept.count(file) < limit else np.zeros(1)
+        if rewards.sum() >= args.sub_tasks:
+            kept.append(file)
+            games.append({"actions": action, "rewards": rewards, "seed": seed})
+        print(f"\r{tried} games played, {len(games)} of {args.num_episodes} kept   ", end="", flush=True)
+    print()
+    if len(games) < args.num_episodes:
+        sys.exit(f"Only {len(games)} games of these files finish {args.sub_tasks} sub-tasks: lower --sub-tasks.")
+    folder.mkdir(parents=True)
+    env = Kitchen("pixels", args.max_steps)
+    for k, game in enumerate(games):
+        game["image"] = replayed(env, game["seed"], game["actions"])[0]
+        print(f"\rdrawing game {k + 1} of {len(games)}   ", end="", flush=True)
+        write(folder / f"train_{k:05d}.npz", lambda file: np.savez_compressed(file, **game))
+    print()
+    meta = {"env_id": KITCHEN, "max_steps": args.max_steps, "sources": [file.name for file in kept], "tried": tried}
+    write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+    return {"expert_return": float(np.mean([game["rewards"].sum() for game in games]))}
+
+
+if __name__ == "__main__":
+    try:
+        print(main(tyro.cli(Args)))
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted: the same command starts anew.")

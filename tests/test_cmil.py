@@ -393,7 +393,7 @@ def test_ten_dreamer_style_files_of_281_rows(tmp_path):
     env = FakeKitchen()
     args = Args(data_dir=str(tmp_path), num_expert_episodes=10)
     episodes, marks, _ = control.demonstrations(args, env)
-    assert [len(action) for _, action in episodes] == [281] * 10 and marks["expert"] == 281
+    assert [len(action) for _, action in episodes] == [281] * 10 and marks["expert"] == 280
     assert all((action[0] == 0).all() and obs.shape == (281, 64, 64, 3) for obs, action in episodes)
     assert torch.equal(episodes[0][1], torch.from_numpy(np.load(tmp_path / "20231120T-280.npz")["action"]))
     _, _, first = Replay(tmp_path / "replay", episodes, 50).draw(3, torch.Generator())
