@@ -405,7 +405,7 @@ def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimiz
 
 
 def main(args: Args) -> dict:
-    device, args = start(args), dataclasses.replace(args, **METHODS.get(args.method, {}))
+    device, given, args = start(args), args, dataclasses.replace(args, **METHODS.get(args.method, {}))
     name = f"{Path(__file__).stem}-{args.method}-{args.size}-{args.obs}-{args.num_expert_episodes}-{args.seed}"
     run_dir = Path(args.run_dir or f"runs/{args.env_id}/{name}")
     if args.eval_only and not (run_dir / "checkpoint.pt").exists():
@@ -436,7 +436,7 @@ def main(args: Args) -> dict:
     game = Interaction(env, model, act, replay, args.seed)
     parts = networks | {"rng": rng, "replay": replay, "game": game}
     parts |= {f"{name}_optimizer": optimizer for name, optimizer in optimizers.items()}
-    run = Run(run_dir, args, parts, {"demonstrations": digest(demos)}, marks, free={"env_steps"})
+    run = Run(run_dir, given, parts, {"demonstrations": digest(demos)}, marks, free={"env_steps"})
     games = functools.partial(Games, args.env_id, make=lambda: make_game(args.env_id, args.obs, args.max_steps))
     probe = [part.to(device) for part in replay.draw(16, torch.Generator().manual_seed(0), demos=True)]
 

@@ -171,7 +171,7 @@ def read_episode(file: Path) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | 
     return action, reward.flatten().astype(float), seed, image
 
 
-def expert_folder(args) -> Path:
+def expert_dataset(args) -> Path:
     """The folder of recorded games; it is made if it is missing."""
     task, root = args.env_id in TASKS, "data/debug" if args.size == "debug" else "data"
     folder = Path(args.data_dir or (f"{root}/dmc/{args.env_id}-expert" if task else f"{root}/{args.env_id}/expert"))
@@ -198,7 +198,7 @@ def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dic
     """
     if args.horizon < 2 or args.batch_length < 4:
         sys.exit("--horizon must be 2 or more and --batch-length 4 or more: the critics' targets need so many steps.")
-    folder, episodes, returns = expert_folder(args), [], []
+    folder, episodes, returns = expert_dataset(args), [], []
     meta_file = folder / "dataset.json"
     meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
     files = [file for file in folder.glob("*.npz") if not file.name.startswith("val_")]
