@@ -10,8 +10,8 @@ what the policy plays; a discriminator tells the expert's state-action pairs fro
 dreams, and is the reward. Caution keeps the policy where the model knows its way: dreams on which an ensemble of priors
 disagrees cost reward, and the policy is drawn to the expert's actions.
 
-  (1) demonstrations, seen in this environment; they are the replay's first episodes             `demonstrations`
-  (2) play: filter what is seen, a_t ~ pi(a | s_t); 5 steps for 2 updates                        `Interaction.step`
+  (1) demonstrations, seen in this environment: the replay's first episodes (control.py)         `main`
+  (2) play: filter what is seen, a_t ~ pi(a | s_t); 5 steps for 2 updates (control.py)           `main`
   (3) model: -log p(x_t | s_t) + KL(q || p), p of one member per time-step           Eq. 1       `model_loss`
   (4) imagine H steps from every posterior of (3), by another member at each                     `Model.dream`
   (5) discriminator: expert pairs 1, imagined pairs 0, noise on both                 Eq. 8       `discriminator_loss`
@@ -383,7 +383,7 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
             target = data_target(known, *first, gamma, lam)
         weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]
         value_loss = critic_loss(critics(pairs[:-1].detach()), returns_bar, weight)  # Eq. 13
-        value_loss = value_loss + critic_loss(critics(real[:-1]), target)  # Eq. 14, together Eq. 15
+        value_loss = value_loss + critic_loss(critics(real[:-1]), target)  # Eq. 14; their sum: Eq. 15
     gap = torch.sigmoid(expert_logits).mean() - torch.sigmoid(logits).mean()
     losses = {"discriminator": disc_loss, "actor": policy_loss + args.beta * cloning, "critics": value_loss}
     return losses, {"losses/discriminator": disc_loss, "losses/policy": policy_loss, "losses/cloning": cloning,
