@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import sys
+import weakref
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -106,6 +107,7 @@ class Kitchen(gym.Env):
             sys.exit(f"{KITCHEN} cannot be made ({text}): pip install -r requirements-kitchen.txt.")
         self.flags = [mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION]
         self.obs, self.viewer, self.render_mode = obs, None, "rgb_array"
+        weakref.finalize(self, self.env.close)  # before the interpreter has taken the renderer apart
         self.action_space = gym.spaces.Box(-1.0, 1.0, (9,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (59,), np.float32)
         if obs == "pixels":
@@ -136,7 +138,7 @@ class Kitchen(gym.Env):
                 sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
             for flag in self.flags:
                 self.viewer.scn.flags[flag] = False
-        return self.env.render()
+        return np.ascontiguousarray(self.env.render())
 
 
 def replayed(env: gym.Env, seed: int, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
