@@ -13,6 +13,7 @@ data/FrankaKitchen-v1/expert then has dataset.json and train_*.npz with actions 
 as cmil.py draws, image (T + 1, 64, 64, 3).
 """
 
+import atexit
 import ctypes.util
 import hashlib
 import json
@@ -107,7 +108,6 @@ class Kitchen(gym.Env):
             sys.exit(f"{KITCHEN} cannot be made ({text}): pip install -r requirements-kitchen.txt.")
         self.flags = [mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION]
         self.obs, self.viewer, self.render_mode = obs, None, "rgb_array"
-        weakref.finalize(self, self.env.close)  # before the interpreter has taken the renderer apart
         self.action_space = gym.spaces.Box(-1.0, 1.0, (9,), np.float32)
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (59,), np.float32)
         if obs == "pixels":
@@ -128,7 +128,7 @@ class Kitchen(gym.Env):
         """Picture (64, 64, 3) uint8."""
         kitchen = self.env.unwrapped
         switch, goal = kitchen.data.qpos[[17, 18]], (-0.69, -0.05)  # done within 0.3, as the environment has it
-        kitchen.model.light("ovenlight").active = np.linalg.norm(switch - goal) < 0.3
+        kitchen.model.light_active[kitchen.model.light("ovenlight").id] = np.linalg.norm(switch - goal) < 0.3
         if self.viewer is None:
             kitchen.model.vis.quality.offsamples = 0
             try:
@@ -136,6 +136,8 @@ class Kitchen(gym.Env):
                 self.viewer = kitchen.robot_env.mujoco_renderer._get_viewer("rgb_array")
             except Exception as error:  # each renderer has exceptions of its own
                 sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
+            env = weakref.ref(self.env)  # closed at the exit before MuJoCo takes the renderer apart
+            atexit.register(lambda: env() and env().close())
             for flag in self.flags:
                 self.viewer.scn.flags[flag] = False
         return np.ascontiguousarray(self.env.render())
