@@ -36,7 +36,7 @@ from torch import Tensor
 from dmc import DMC, TASKS, write
 from world_model import is_image, make, make_env, resize
 
-Seen = Literal["pixels", "state"]
+Seen = Literal["pixels", "state", "anything"]
 KITCHEN, SUB_TASKS = "FrankaKitchen-v1", ["microwave", "kettle", "light switch", "slide cabinet"]
 CAMERA = {"distance": 1.86, "lookat": np.array([-0.3, 0.5, 2.0]), "azimuth": 90.0, "elevation": -60.0}  # the authors'
 
@@ -58,7 +58,10 @@ class Args:
 
 
 def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
-    """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,); 0: no limit of ours."""
+    """The environment with actions in [-1, 1], seen as uint8 (64, 64, 3) or float32 (O,); 0: no limit of ours.
+
+    As `anything`, where nobody looks, nothing is drawn.
+    """
     if env_id in TASKS:
         return DMC(env_id, "visual" if obs == "pixels" else "mdp", max_steps=max_steps or 500)
     if env_id == KITCHEN:
@@ -74,6 +77,8 @@ def make_game(env_id: str, obs: Seen, max_steps: int = 0) -> gym.Env:
         env = env if is_image(space) else gym.wrappers.AddRenderObservation(env)
         shrink = lambda picture: np.moveaxis(resize(np.moveaxis(picture, -1, 0)), 0, -1)  # noqa: E731
         env = gym.wrappers.TransformObservation(env, shrink, gym.spaces.Box(0, 255, (64, 64, 3), np.uint8))
+    elif obs == "anything":
+        pass
     elif is_image(space) or len(space.shape or ()) != 1:
         sys.exit(f"--env-id {env_id} observes no vector: leave out --obs state.")
     else:
@@ -228,7 +233,8 @@ def demonstrations(args, env: gym.Env) -> tuple[list[tuple[Tensor, Tensor]], dic
         obs, action = obs[: len(action) + 1], np.concatenate([np.zeros_like(action[:1]), action[: len(obs) - 1]])
         episodes.append((torch.from_numpy(obs), torch.from_numpy(action)))
     print(f"expert: {len(files)} games of {folder}, {sum(len(action) - 1 for _, action in episodes)} steps")
-    return episodes, {"expert": float(np.mean(returns)), "random": random_return(env)}, folder
+    random = random_return(make_game(args.env_id, "anything", args.max_steps))
+    return episodes, {"expert": float(np.mean(returns)), "random": random}, folder
 
 
 def digest(episodes: list[tuple[Tensor, Tensor]]) -> str:
@@ -237,7 +243,7 @@ def digest(episodes: list[tuple[Tensor, Tensor]]) -> str:
 
 
 def random_return(env: gym.Env, games: int = 10, seed: int = 30_000) -> float:
-    """Mean return of uniformly random actions in `env` itself, cut as it is."""
+    """Mean return of uniformly random actions."""
     rng, returns = np.random.default_rng(seed), []
     for k in range(games):
         env.reset(seed=seed + k)

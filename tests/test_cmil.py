@@ -388,7 +388,8 @@ def test_demonstrations_are_played_again_with_actions_between_minus_one_and_one(
     assert abs(drawn[0][0][0].float().mean() - (128 + 60 * episodes[0][0][0, 0])) < 1
 
 
-def test_ten_dreamer_style_files_of_281_rows(tmp_path):
+def test_ten_dreamer_style_files_of_281_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(control, "make_game", lambda *rest: FakeKitchen())
     for k in range(10):
         dreamer_file(tmp_path / f"2023112{k}T-280.npz")
     env = FakeKitchen()
