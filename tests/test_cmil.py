@@ -475,7 +475,7 @@ def test_resumed_run_equals_uninterrupted_run_in_the_middle_of_a_game(data, monk
     cmil.main(debug_args(data, run_dir="broken", env_steps=70))  # more interaction goes on
     assert torch.load("broken/checkpoint.pt", weights_only=True)["step"] == 28
     cmil.main(debug_args(data, run_dir="broken", env_steps=70, eval_only=True))
-    for changes, text in (({"alpha": 3.0}, "--alpha 10"), ({"method": "bc"}, "--method cmil"),
+    for changes, text in (({"alpha": 3.0}, "--alpha 2"), ({"method": "bc"}, "--method cmil"),
                           ({"num_expert_episodes": 3}, "--num-expert-episodes 2")):  # fmt: skip
         with pytest.raises(SystemExit, match=text) as stop:
             cmil.main(debug_args(data, run_dir="broken", env_steps=70, **changes))
