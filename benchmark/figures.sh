@@ -70,7 +70,7 @@ aime)
 cmil)
     # docs/cmil.md; `pip install -r requirements-dmc.txt`
     python dmc.py --env-id walker-stand --num-episodes 80 --num-demonstrations 20 --batch-size 128
-    python benchmark/run_grid.py --env-ids walker-stand --scripts cmil --num-expert-episodes 5 --seeds 1 2 3 --jobs 1 --results benchmark/results/cmil.csv --options="--size small --obs state --threads 1 --env-steps 6000" --variants "default:" "no_conservatism: --method no-conservatism" "vmail: --method vmail" "bc: --method bc"
+    python benchmark/run_grid.py --env-ids walker-stand --scripts cmil --num-expert-episodes 5 --seeds 1 2 3 --jobs 1 --results benchmark/results/cmil.csv --options="--size small --obs state --threads 1 --env-steps 6000" --variants "default:" "bc: --method bc" "no_conservatism: --method no-conservatism" "vmail: --method vmail"
     python benchmark/plot.py --figure interaction --csv benchmark/results/cmil.csv --env-ids walker-stand --out docs/cmil_walker.png
     ;;
 paper)
