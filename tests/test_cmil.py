@@ -417,7 +417,7 @@ class FakeKitchen(gym.Env):
         return np.zeros((64, 64, 3), np.uint8), 0.0, False, self.steps == 3, {}
 
 
-def test_what_is_played_goes_into_the_replay_with_the_action_that_led_there(tmp_path):
+def test_what_is_played_goes_into_the_replay_with_the_action_that_led_there(tmp_path, capsys):
     env, model = control.make_game("Point-v0", "state"), small_model()
     replay = Replay(tmp_path, [episode(9, 1)], 5)
     game = Interaction(env, model, lambda feat: torch.rand(1, 1), replay, 1)
@@ -429,6 +429,8 @@ def test_what_is_played_goes_into_the_replay_with_the_action_that_led_there(tmp_
     other = Interaction(env, model, game.act, again := Replay(tmp_path, [episode(9, 1)], 5), 1)
     again.load_state_dict(replay.state_dict()), other.load_state_dict(game.state_dict())
     assert np.array_equal(other.obs, game.obs) and other.steps == game.steps and other.total == game.total
+    other.load_state_dict(game.state_dict() | {"seen": torch.zeros(1, 2)})  # a game that does not repeat itself
+    assert len(other.obs) == 1 and other.steps == game.steps and "begins anew" in capsys.readouterr().out
 
 
 # whole runs
