@@ -2,6 +2,7 @@
 # The literal commands of every figure and table: copy one, or run all of a size with
 #     bash benchmark/figures.sh small          (CPU: Pong and Acrobot, whose world models and 36 demonstrations are shipped)
 #     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
+#     bash benchmark/figures.sh cmil           (CPU: dm_control's Walker by its sensors, demonstrations by SAC)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
 # typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/; `pip install -r requirements-benchmark.txt`.
@@ -70,6 +71,12 @@ aime)
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
     python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
     ;;
+cmil)
+    # docs/cmil.md; `pip install -r requirements-dmc.txt`
+    python dmc.py --env-id walker-stand --num-episodes 80 --num-demonstrations 20 --batch-size 128
+    python benchmark/run_grid.py --env-ids walker-stand --scripts cmil --num-expert-episodes 5 --seeds 1 2 3 --jobs 1 --results benchmark/results/cmil.csv --options="--size small --obs state --threads 1 --env-steps 6000" --variants "default:" "bc: --method bc" "no_conservatism: --method no-conservatism" "vmail: --method vmail"
+    python benchmark/plot.py --figure interaction --csv benchmark/results/cmil.csv --env-ids walker-stand --out docs/cmil_walker.png
+    ;;
 paper)
     # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
     # --launcher submitit --slurm-partition NAME --gpus-per-job 1 --jobs 16
@@ -91,7 +98,7 @@ paper)
     python benchmark/plot.py --figure variants --size paper --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --variants default l2 cosine full --out docs/reward.png
     ;;
 *)
-    echo "Say which: bash benchmark/figures.sh small, aime or paper." >&2
+    echo "Say which: bash benchmark/figures.sh small, aime, cmil or paper." >&2
     exit 1
     ;;
 esac

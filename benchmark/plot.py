@@ -16,6 +16,7 @@
     episodes   Figure 3: final return against the number of expert episodes
     horizon    Figure 4, right: score against the horizon H
     variants   score of named settings
+    interaction  CMIL: return, disagreement and discriminator gap against steps in the environment, a line per variant
     table      score, interquartile mean and its bootstrap interval, in Markdown
 
 Lines and points are means over seeds, bands and bars one standard error over seeds (none with a single seed). Figures
@@ -48,7 +49,7 @@ except ModuleNotFoundError as error:
 
 @dataclass
 class Args:
-    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "model", "table"] = "run"
+    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "model", "interaction", "table"] = "run"
     """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
     """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run and log: a run's folder"""
@@ -444,6 +445,44 @@ def draw_model(args: Args) -> dict:
     return {"runs": runs}
 
 
+CURVES = [("eval/return_mean", "return"), ("expert/disagreement", "disagreement"),
+          ("expert/discriminator_gap", "discriminator gap")]  # fmt: skip
+
+
+def draw_interaction(args: Args) -> dict:
+    """CMIL's curves against environment steps, a column per environment and a line per variant (its methods)."""
+    file = Path(args.csv)
+    cells = one_count(select(read(file), args, lambda variant: True), args)
+    chosen, table = {tuple(row[name] for name in KEY) for row in cells}, defaultdict(dict)
+    for row in read(file.with_name(f"{file.stem}_metrics.csv")):
+        if (cell := tuple(row[name] for name in KEY)) in chosen:
+            table[cell, row["step"]][row["name"]] = row["value"]
+    by_env, curves = grouped(cells, "env_id"), {}
+    figure, axes = new_figure(len(CURVES), len(by_env), 1.65, sharex="col")
+    for c, (env_id, env_cells) in enumerate(by_env.items()):
+        names = in_order(row["variant"] for row in env_cells)
+        for k, variant in enumerate(args.variants or names):
+            label, colour, marker = list(STYLE.values())[k]
+            for axis, (name, text) in zip(axes[:, c], CURVES):
+                points = {(cell, values["charts/env_steps"]): values[name] for (cell, _), values in table.items()
+                          if cell[0] == env_id and cell[2] == variant and name in values}  # fmt: skip
+                if not points:
+                    continue
+                points = [{"x": x, "y": y} for (_, x), y in points.items()]  # the last of each place: before playing
+                x, mean, error = means(points, "x", "y")
+                error = np.nan_to_num(error)
+                axis.errorbar(x, mean, error, color=colour, marker=marker, label=variant) if len(x) == 1 else axis.plot(
+                    x, mean, color=colour, marker=marker, label=variant)  # fmt: skip
+                axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+                axis.set(ylabel=text)
+                curves[env_id, variant, name] = x, mean
+        reference_lines(axes[0, c], env_cells)
+        axes[0, c].set_title(caption(env_id, env_cells))
+        axes[-1, c].set(xlabel="steps in the environment")
+    finish(figure, axes, args.out or "docs/interaction.png")
+    return {"curves": curves}
+
+
 def table(args: Args) -> dict:
     """Script x N^E per environment, and over all environments if there are several, in Markdown."""
     file = Path(args.csv)
@@ -500,7 +539,8 @@ def table(args: Args) -> dict:
 
 def main(args: Args) -> dict:
     draw = {"run": draw_run, "log": write_log, "training": draw_training, "episodes": draw_episodes,
-            "horizon": draw_horizon, "variants": draw_variants, "model": draw_model, "table": table}[args.figure]  # fmt: skip
+            "horizon": draw_horizon, "variants": draw_variants, "model": draw_model,
+            "interaction": draw_interaction, "table": table}[args.figure]  # fmt: skip
     return draw(args)
 
 

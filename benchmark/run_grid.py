@@ -208,7 +208,8 @@ for name, words in json.loads(sys.argv[1]):
     if hasattr(script, "datasets"):  # aime.py, bco.py; a world model of theirs is named with --world-model
         script.datasets(args)
         continue
-    folder = script.expert_dataset(args)
+    owner = script if hasattr(script, "expert_dataset") else importlib.import_module("control")  # cmil.py's
+    folder = owner.expert_dataset(args)
     if hasattr(script, "trained_world_model"):
         script.trained_world_model(args, folder)
 """
@@ -304,7 +305,8 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
     # what was logged when games were played, and of that the last value of each step
     steps = {row["update"] for row in validations} | {str(result["step"])}
     logged = {(row["step"], row["name"]): row for row in read_log(folder) if row["step"] in steps}
-    wanted = ("imagine/reward", "losses/entropy", "imitate/action_error", "imitate/elbo")
+    wanted = ("imagine/reward", "losses/entropy", "imitate/action_error", "imitate/elbo", "imagine/disagreement",
+              "charts/env_steps", "losses/cloning")  # fmt: skip
     kept = [row for (_, name), row in logged.items() if name.startswith(("eval/", "expert/")) or name in wanted]
 
     def final(name: str) -> str:

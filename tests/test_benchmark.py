@@ -460,6 +460,21 @@ def test_figures_are_written(results, tmp_path):
 
 
 @needs_plot
+def test_curves_against_steps_in_the_environment(tmp_path):
+    key = "env_id,script,variant,size,num_expert_episodes,seed"
+    grid, log = [f"{key},updates,expert_return,random_return"], [f"{key},step,seconds,name,value"]
+    for seed, last in ((1, 10.0), (2, 20.0)):
+        cell = f"Env-v0,cmil,default,small,4,{seed}"
+        grid.append(f"{cell},3,30,0")
+        for step, played, value in ((1, 0, 99.0), (2, 0, 5.0), (3, 50, last)):  # two validations before playing
+            log += [f"{cell},{step},0,charts/env_steps,{played}", f"{cell},{step},0,eval/return_mean,{value}"]
+    (tmp_path / "c.csv").write_text("\n".join(grid)), (tmp_path / "c_metrics.csv").write_text("\n".join(log))
+    args = plot.Args(figure="interaction", csv=str(tmp_path / "c.csv"), out=str(tmp_path / "c.png"))
+    curves = plot.main(args)["curves"]["Env-v0", "default", "eval/return_mean"]
+    assert [list(part) for part in curves] == [[0, 50], [5, 15]] and (tmp_path / "c.png").stat().st_size > 5000
+
+
+@needs_plot
 def test_one_run_is_drawn_and_published_from_its_event_files(results, tmp_path):
     run, published = Path(results).parents[2] / "runs/grid/Env-v0/ditto-small-4-1", tmp_path / "run_metrics.csv"
     assert plot.main(plot.Args(figure="log", csv=str(run), out=str(published))) == {"rows": 15}

@@ -14,6 +14,7 @@ import test_aime
 import test_aime_atari
 import test_baselines
 import test_bco
+import test_cmil
 import test_ditto
 import test_world_model
 import tyro
@@ -22,7 +23,9 @@ import aime
 import aime_atari
 import bc_pixels
 import bco
+import cmil
 import collect_data
+import control
 import d_bc
 import d_gail
 import ditto
@@ -38,7 +41,8 @@ import speed  # noqa: E402
 
 SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "world_model.py": world_model,
            "ditto.py": ditto, "d_gail.py": d_gail, "d_bc.py": d_bc, "bc_pixels.py": bc_pixels,
-           "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc,
+           "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc, "cmil.py": cmil,
+           "control.py": control,
            "benchmark/speed.py": speed, "benchmark/check_body.py": check_body,
            "benchmark/clip.py": clip}  # fmt: skip
 AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py", "aime_atari.py"]
@@ -107,7 +111,7 @@ def test_the_familys_diffs_stay_lessons(left, right, lines, count):
 
 
 LINES = {"ditto.py": 430, "d_gail.py": 460, "d_bc.py": 350, "bc_pixels.py": 340, "aime.py": 430, "aime_atari.py": 400,
-         "bco.py": 400, "collect_data.py": 330, "world_model.py": 1255}  # fmt: skip
+         "bco.py": 400, "cmil.py": 480, "control.py": 430, "collect_data.py": 330, "world_model.py": 1255}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LINES)
@@ -115,9 +119,10 @@ def test_scripts_stay_short_and_the_loop_on_two_screens(name):
     assert len(source(name).splitlines()) <= LINES[name]
     main = find(name, "main")
     assert main.end_lineno - main.lineno < 120
-    local = {"world_model", "dmc", "expert_policies", "collect_data"}
+    local = {"world_model", "dmc", "control", "expert_policies", "collect_data"}
     imported = {n.module for n in tree(name).body if isinstance(n, ast.ImportFrom)} & local
-    allowed = {"aime.py": {"dmc"}, "bco.py": {"dmc"}, "collect_data.py": {"expert_policies"}}.get(name, set())
+    allowed = {"aime.py": {"dmc"}, "bco.py": {"dmc"}, "cmil.py": {"control"}, "control.py": {"dmc"},
+               "collect_data.py": {"expert_policies"}}.get(name, set())  # fmt: skip
     assert imported <= ({"world_model"} if name != "world_model.py" else set()) | allowed
 
 
@@ -197,10 +202,11 @@ def test_the_same_argument_has_the_same_type_everywhere():
         for name, (kind, _, _) in args_fields(script).items():
             types.setdefault(name, {})[script] = kind.replace(" | None", "")
     for name, kinds in types.items():
-        assert name == "size" or len(set(kinds.values())) == 1, (name, kinds)  # sizes are named per script
+        own = name in ("size", "method")  # named per script
+        assert own or len(set(kinds.values())) == 1, (name, kinds)
 
 
-@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco])
+@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco, cmil])
 def test_sizes_hold_existing_arguments_of_the_right_type(module):
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
     for size, values in module.SIZES.items():
@@ -237,7 +243,8 @@ def find(name: str, qualified: str) -> ast.AST | None:
 
 
 PAGE_OF = {"world_model.py": "ditto.md", "ditto.py": "ditto.md", "d_gail.py": "d_gail.md", "d_bc.py": "d_bc.md",
-           "bc_pixels.py": "bc_pixels.md", "aime.py": "aime.md", "aime_atari.py": "aime_atari.md"}  # fmt: skip
+           "bc_pixels.py": "bc_pixels.md", "aime.py": "aime.md", "aime_atari.py": "aime_atari.md",
+           "cmil.py": "cmil.md"}  # fmt: skip
 
 
 def section(page: str, heading: str) -> str:
@@ -294,6 +301,7 @@ def test_every_cited_equation_is_in_the_index(name):
         ("aime.py", 6),
         ("aime_atari.py", 3),
         ("bco.py", 6),
+        ("cmil.py", 10),
     ],
 )
 def test_algorithm_lines_of_the_docstring_name_functions_and_are_marked_in_main(name, count):
@@ -361,7 +369,7 @@ def test_readme_installs_and_tests_in_two_commands():
      ("d_gail.md", test_baselines.D_GAIL_KEYS), ("d_bc.md", test_baselines.D_BC_KEYS),
      ("bc_pixels.md", test_baselines.BC_PIXELS_KEYS), ("aime.md", test_aime.LOG_KEYS),
      ("aime_atari.md", test_aime_atari.LOG_KEYS),
-     ("bco.md", test_bco.LOG_KEYS)],
+     ("bco.md", test_bco.LOG_KEYS), ("cmil.md", test_cmil.LOG_KEYS)],
 )  # fmt: skip
 def test_every_metric_is_documented(page, keys):
     text = section(page, "Metrics")
