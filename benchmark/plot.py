@@ -6,7 +6,7 @@
     python benchmark/plot.py --figure episodes --out docs/episodes.png
     python benchmark/plot.py --figure horizon --out docs/horizon.png
     python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
-    python benchmark/plot.py --figure model --csv benchmark/results/gpu_breakout_world_model_metrics.csv --out docs/moving_error_Breakout.png
+    python benchmark/plot.py --figure model --csv benchmark/results/gpu_breakout_world_model_metrics.csv
     python benchmark/plot.py --figure table
 
     run        one run: its folder, or the CSV of its log
@@ -49,7 +49,9 @@ except ModuleNotFoundError as error:
 
 @dataclass
 class Args:
-    figure: Literal["run", "log", "training", "episodes", "horizon", "variants", "model", "interaction", "table"] = "run"
+    figure: Literal[
+        "run", "log", "training", "episodes", "horizon", "variants", "model", "interaction", "table"
+    ] = "run"  # fmt: skip
     """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
     """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run and log: a run's folder"""

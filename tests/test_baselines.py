@@ -625,7 +625,8 @@ def test_an_update_reads_no_tensor_and_needs_few_operations(module, most, record
     for updates in (3, 5):
         changes = {"updates": updates, "eval_every": 99, "log_every": 99, "anneal": False}
         if module is world_model:
-            args = tiny.debug_args(module, data_dir=str(recorded / "expert"), run_dir=f"{tmp_path}/{updates}", **changes)
+            changes |= {"data_dir": str(recorded / "expert"), "run_dir": f"{tmp_path}/{updates}"}
+            args = tiny.debug_args(module, **changes)
         else:
             args = debug_args(module, recorded, trained, tmp_path / str(updates), **changes)
         torch.manual_seed(0)
