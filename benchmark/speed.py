@@ -121,7 +121,8 @@ def main(args: Args) -> list[dict]:
     ]
     if args.cudagraphs:
         adams = adam_model, adam_agent, adam_agent
-        jobs = [(*job[:4], world_model.graphed(job[4], *job[5], optimizer=adam), job[5]) for job, adam in zip(jobs, adams)]
+        graphed = world_model.graphed
+        jobs = [(*job[:4], graphed(job[4], *job[5], optimizer=adam), job[5]) for job, adam in zip(jobs, adams)]
     now, wait = (time.perf_counter, torch.cuda.synchronize) if cuda else (time.process_time, lambda: None)
     times, memory = [[] for _ in jobs], [0] * len(jobs)
     for i, (_, _, _, repeats, function, values) in (args.rounds + 1) * list(enumerate(jobs)):
