@@ -37,8 +37,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmc import DMC, Trajectories, observed, random_returns
-from world_model import (Games, Run, WorldModel, kl_gaussian, load, load_world_model, make, parse_args, player, start,
-                         window_starts)  # fmt: skip
+from world_model import (Games, Run, WorldModel, kl_gaussian, load, load_world_model, make, parse_args, player,
+                         run_folder, start, window_starts)  # fmt: skip
 
 
 @dataclass
@@ -360,9 +360,7 @@ def main(args: Args) -> dict:
     keys = observed(args.env_id, args.setting)
     folders, demonstrations = datasets(args)
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
-    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
+    run_dir = run_folder(args, f"{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
     # (1) and (2) phase 1, or its checkpoint
     model_dir = Path(f"runs/{body}/world_model-{kind}-{args.seed}" + ("-idm" if args.idm else ""))
     if args.run_dir and not args.world_model:

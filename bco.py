@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dmc import DMC, Trajectories, observed, random_returns
-from world_model import Games, Run, make, parse_args, start
+from world_model import Games, Run, make, parse_args, run_folder, start
 
 
 @dataclass
@@ -328,11 +328,9 @@ def main(args: Args) -> dict:
     keys, stack = observed(args.env_id, args.setting), args.stack or (1 if args.setting == "mdp" else 5)
     folders, demonstrations = datasets(args)
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
+    run_dir = run_folder(args, f"{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
     if not 0 < args.validation_share < 1:
         sys.exit(f"--validation-share {args.validation_share} must lie between 0 and 1.")
-    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
     policy, rng = Actor(keys, stack, 6, args.units).to(device), torch.Generator().manual_seed(args.seed)

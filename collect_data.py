@@ -47,7 +47,7 @@ import tyro
 from tqdm import tqdm
 
 from expert_policies import PlayerExpert, RandomExpert, ShuffledExpert, choose_expert, load_expert, random_actions
-from world_model import Games, make_env, play
+from world_model import Games, begin, claim, end_with, make_env, play, read_meta, write
 
 
 @dataclass
@@ -112,13 +112,6 @@ class Policy:
         return np.where((burst > 0).reshape(-1, *[1] * (noise.ndim - 1)), noise, wanted)
 
 
-def write(path: Path, save) -> None:
-    """Write a file under a temporary name and rename it: a crash never leaves a half-written one."""
-    with open(f"{path}.tmp", "wb") as file:
-        save(file)
-    os.replace(f"{path}.tmp", path)
-
-
 def summary(path: Path, episode: dict) -> dict:
     """What dataset.json says about an episode."""
     total, length = float(episode["rewards"].sum(dtype=float)), len(episode["rewards"])
@@ -143,10 +136,15 @@ def collect_one(args: Args, folder: Path, job: tuple[str, int]) -> dict:
 
 def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], workers: int) -> Iterator[dict]:
     """Do the same in several processes, which do not wait for each other."""
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, initializer=end_with, initargs=(os.getpid(),))
     try:
         yield from (game.result() for game in as_completed([pool.submit(collect_one, args, folder, x) for x in jobs]))
-    finally:  # after an error or Ctrl-C do not begin the games that are left
+    except BaseException:  # after an error or Ctrl-C nobody plays on
+        for process in multiprocessing.active_children():
+            process.terminate()
+        raise
+    finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
@@ -178,6 +176,7 @@ def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> lis
 
 def main(args: Args) -> dict:
     """Collect what the data set lacks; return its mean returns and the speed."""
+    begin(args)
     if min(args.num_episodes, args.num_envs, args.num_processes, args.max_steps or 1) < 1 or args.num_val_episodes < 0:
         raise SystemExit("--num-episodes, --num-envs, --num-processes and --max-steps must be 1 or more.")
     if not 0 <= args.epsilon <= 1:
@@ -186,7 +185,8 @@ def main(args: Args) -> dict:
     # (1) who plays what
     folder = Path(args.data_dir) / args.env_id / args.name
     meta_path = folder / "dataset.json"
-    old = json.loads(meta_path.read_text()) if meta_path.exists() else {}
+    claim(folder, make=False)
+    old = read_meta(folder)
     # nobody looks at these games, so outside Atari, where the picture is there anyway, nothing is rendered
     unseen = None if args.env_id.endswith("NoFrameskip-v4") else functools.partial(make_env, args.env_id)
     games = Games(args.env_id, args.num_envs, args.max_steps or 27000, args.grayscale, unseen)
@@ -208,7 +208,7 @@ def main(args: Args) -> dict:
     counts = {"train": args.num_episodes, "val": args.num_val_episodes}
     seed_of = {f"{split}_{k:05d}.npz": seed for split in counts for k, seed in enumerate(seeds(split, 100_000))}
     wanted = [f"{split}_{k:05d}.npz" for split in counts for k in range(counts[split])]
-    meta = {**settings, "episodes": read_episodes(folder, old, settings, seed_of)}
+    meta = {**settings, "expert_option": args.expert, "episodes": read_episodes(folder, old, settings, seed_of)}
     done = {episode["file"] for episode in meta["episodes"]}
     jobs = [(file, seed_of[file]) for file in wanted if file not in done]
     print(f"{args.env_id}, {expert.name}: {len(done)} games in {folder}, {len(jobs)} to play.", flush=True)
@@ -223,7 +223,8 @@ def main(args: Args) -> dict:
         meta["versions"] = {name: version(name) for name in ("ale-py", "gymnasium", "numpy", "torch")}
         write(meta_path, lambda file: file.write(json.dumps(meta, indent=1).encode()))
 
-    folder.mkdir(parents=True, exist_ok=True)
+    claim(folder)
+    meta["complete"] = not jobs and old.get("complete", bool(old.get("shuffled_returns")))
     store()
     together = games.atari and not isinstance(expert, PlayerExpert)
     workers = 1 if together else min(args.num_processes, len(jobs))
@@ -249,6 +250,7 @@ def main(args: Args) -> dict:
     if not meta["shuffled_returns"]:
         taken = np.concatenate([np.load(folder / episode["file"])["actions"] for episode in meta["episodes"]])
         meta["shuffled_returns"] = score(games, ShuffledExpert(taken), seeds("random", 20))
+    meta["complete"] = True
     store()
 
     result = {"episodes": len(meta["episodes"]), "steps_per_second": speed}

@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model import (Episodes, Games, Run, WorldModel, finished, graphed, load_world_model, make, parse_args,
-                         player, start, window_starts)  # fmt: skip
+from world_model import (Episodes, Games, Run, WorldModel, collected, finished, graphed, load_world_model, make,
+                         parse_args, player, read_meta, run_folder, start, window_starts)  # fmt: skip
 
 
 @dataclass
@@ -225,11 +225,6 @@ def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int
 
 
 # --- same in: bc_pixels, ditto, d_gail, d_bc, aime_atari ---
-def has(folder: Path, episodes: int) -> bool:
-    """Whether a data set holds so many training episodes."""
-    return len(list(folder.glob("train_*.npz"))) >= episodes
-
-
 def collect(args, *options: str) -> None:
     """Collect a data set as a user would; debug data is kept apart."""
     debug = ["--num-envs", "2", "--num-val-episodes", "1", "--max-steps", "60"] if args.size == "debug" else []
@@ -241,19 +236,18 @@ def expert_dataset(args) -> Path:
     """Find the folder of expert episodes, collecting it if there is none."""
     shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
     folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
-    if args.data_dir or has(folder, args.num_expert_episodes):
+    count = args.num_expert_episodes
+    if args.data_dir or collected(folder, count):
         return folder
-    if args.pretrained and args.size == "small" and not folder.exists() and has(shipped, args.num_expert_episodes):
+    if args.pretrained and args.size == "small" and not folder.exists() and collected(shipped, count):
         return shipped
-    collect(args, "--num-episodes", str(args.num_expert_episodes))
+    collect(args, "--num-episodes", str(count))
     return folder
 
 
 def read_dataset(args, folder: Path, device: torch.device, actions: bool = True) -> tuple[Episodes, Episodes, dict]:
     """N^E expert episodes, held-out ones, and mean returns: expert, random, the expert's actions shuffled."""
-    data = Episodes([folder], "train", args.num_expert_episodes, device, actions)
-    if data.meta.get("env_id", args.env_id) != args.env_id:
-        sys.exit(f"{folder} is of {data.meta['env_id']}, not of {args.env_id}: name another --data-dir or --env-id.")
+    data = Episodes([folder], "train", args.num_expert_episodes, device, actions, env_id=args.env_id)
     if len(data.starts) <= args.num_expert_episodes:
         sys.exit(f"{folder} has only {len(data.starts) - 1} episodes: lower --num-expert-episodes or collect more.")
     returns = {"expert": [episode["return"] for episode in data.meta.get("episodes", [])]}
@@ -275,10 +269,14 @@ def trained_world_model(args, folder: Path) -> Path:
     if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
         return shipped
     root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
-    world = Path(f"{root}/{args.env_id}/world")
-    if not has(world, episodes[args.size]):
+    world, meta = Path(f"{root}/{args.env_id}/world"), read_meta(folder)
+    expert = meta.get("expert_option", meta.get("expert"))
+    if not expert:
+        print(f"Nobody can play as in {folder}: the world model learns from it and random games, nothing in between.")
+    if not collected(world, episodes[args.size]):
         wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        collect(args, "--name", "world", *wider, "--num-episodes", str(episodes[args.size]))
+        wider += ["--expert", expert or "random", "--num-episodes", str(episodes[args.size])]
+        collect(args, "--name", "world", *wider)
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
     make([*train, "--threads", str(args.threads), *([] if args.cuda else ["--no-cuda"])], not args.eval_only)
     if not finished(checkpoint):
@@ -292,9 +290,7 @@ def trained_world_model(args, folder: Path) -> Path:
 def main(args: Args) -> dict:
     device, script = start(args), Path(__file__).stem
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
-    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
+    run_dir = run_folder(args, f"{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
     folder = expert_dataset(args)
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")

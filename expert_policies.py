@@ -491,7 +491,7 @@ def download(repo: str) -> Path:
 def choose_expert(expert: str, env_id: str, recorded: str | None) -> str:
     """Turn `auto` into what the data set holds already, or the Zoo's PPO agent if the Hub answers, or `embedded`."""
     if expert != "auto":
-        return expert
+        return re.sub(r"^([\w.-]+/[\w.-]+):.*", r"\1", expert)  # a Hub's agent as dataset.json names it
     repo = f"sb3/ppo-{env_id}"
     if recorded:
         return repo if recorded.startswith(repo) else recorded if recorded.startswith("embedded:") else "embedded"

@@ -40,6 +40,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -56,6 +57,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import tyro
 from ale_py.vector_env import AtariVectorEnv
+from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -350,6 +352,21 @@ def player(model, act):
 # --- recorded games: episodes in files, and streams through them ---
 
 
+def read_meta(folder: str | Path) -> dict:
+    """What dataset.json in a folder says, {} if there is none; end with one sentence if it is damaged."""
+    file = Path(folder) / "dataset.json"
+    try:
+        return dict(json.loads(file.read_text())) if file.exists() else {}
+    except (OSError, ValueError, TypeError):
+        sys.exit(f"{file} is damaged: delete {folder} and collect its episodes anew.")
+
+
+def collected(folder: Path, episodes: int) -> bool:
+    """Whether a data set was collected to its end, and with so many episodes to learn from."""
+    meta, files = read_meta(folder), list(folder.glob("train_*.npz"))
+    return len(files) >= episodes and meta.get("complete", bool(meta.get("shuffled_returns")))  # older ones: the latter
+
+
 class Episodes:
     """Recorded episodes, end to end in one array: image (N, 64, 64, C) uint8, prev_action (N, A), is_first (N,).
 
@@ -357,17 +374,17 @@ class Episodes:
     action is already the one that led to the image of its row. Held-out files start with val_; elsewhere every tenth.
     With actions=False the files' actions are not read: prev_action has no columns, (N, 0). `shown`, a function of
     pictures (T, 64, 64, C), is what is kept of each file's. Pictures that need more than half of a GPU's free memory
-    stay on the host.
+    stay on the host. Data sets of another environment than `env_id`, and those that are not complete, are refused.
     """
 
-    def __init__(self, folders: list, split: str, limit: int = 0, device="cpu", actions: bool = True, shown=None):
+    def __init__(self, folders, split: str, limit=0, device="cpu", actions: bool = True, shown=None, env_id: str = ""):
         images, prev_actions, self.meta = [], [], {}
         for folder in map(Path, folders):
-            files, meta_file = sorted(folder.glob("*.npz")), folder / "dataset.json"
-            try:
-                meta = json.loads(meta_file.read_text()) if meta_file.exists() else {}
-            except ValueError:
-                sys.exit(f"{meta_file} is damaged: delete {folder} and collect its episodes anew.")
+            files, meta = sorted(folder.glob("*.npz")), read_meta(folder)
+            if env_id and meta.get("env_id", env_id) != env_id:
+                sys.exit(f"{folder} is of {meta['env_id']}, not of {env_id}: name another --data-dir or --env-id.")
+            if not meta.get("complete", True):
+                sys.exit(f"{folder} is not complete: first repeat the command that collects it.")
             held = {f for i, f in enumerate(files) if i % 10 == 9 or len(files) < 10 and i == len(files) - 1}
             held = {f for f in files if f.name.startswith("val_")} or held
             files = [f for f in files if (f in held) == (split == "val")]
@@ -821,8 +838,72 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     return dataclasses.replace(args, size=size)
 
 
+def end_with(parent: int) -> None:
+    """End this process when the one that began it is gone: a kill -9 there leaves nobody at work here (not Windows)."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def begin(args) -> None:
+    """What every command does first: a stage that another command makes ends with it."""
+    if (maker := os.environ.get("STAGE_OF")) == str(os.getppid()):
+        end_with(int(maker))
+
+
+CLAIMED: dict[Path, FileLock] = {}  # folders that this process has taken
+
+
+def claim(folder: str | Path, make: bool = True) -> None:
+    """Take a folder for this process until it ends, be it by kill -9; end with one sentence if that cannot be.
+
+    make False: look whether it could be, and take it only if it exists, so that what is refused later leaves no folder.
+    """
+    folder = Path(folder).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        problem = "cannot be written to" if there.is_dir() else "is a file"
+        sys.exit(f"{folder} cannot be used, because {there} {problem}: name another folder.")
+    if folder in CLAIMED or not (make or there == folder) or os.environ.get("RANK", "0") != "0":
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        sys.exit(f"{folder} is in use by another process: wait until it has ended, or name another folder.")
+    CLAIMED[folder] = lock
+
+
+def run_folder(args, name: str) -> Path:
+    """The folder of a run, --run-dir or runs/<env_id>/<name>; end with one sentence if it is of no use."""
+    folder = Path(args.run_dir or f"runs/{args.env_id}/{name}")
+    if getattr(args, "eval_only", False) and not (folder / "checkpoint.pt").exists():
+        sys.exit(f"No checkpoint at {folder / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
+    claim(folder, make=False)
+    return folder
+
+
+def write(path: Path, save) -> None:
+    """Let save(file) write a file under a temporary name and rename it: a crash leaves the old one whole."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            save(file)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
+        sys.exit(f"{path} cannot be written ({error}): what was there is whole; make room, then repeat the command.")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def start(args) -> torch.device:
     """The device, after setting CPU threads and the seed of the global random numbers."""
+    begin(args)
     cuda = args.cuda and torch.cuda.is_available()
     if hasattr(args, "cudagraphs"):
         args.cudagraphs &= cuda and "RANK" not in os.environ  # gradients of several processes are not recorded
@@ -843,7 +924,7 @@ def make(command: list[str], allowed: bool = True) -> None:
     if not allowed:
         sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
     print("$ python " + " ".join(command), flush=True)
-    if subprocess.run([sys.executable, *command]).returncode:
+    if subprocess.run([sys.executable, *command], env=os.environ | {"STAGE_OF": str(os.getpid())}).returncode:
         sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
 
 
@@ -868,28 +949,23 @@ class Run:
 
     def __init__(self, folder, args, parts: dict, facts: dict | None = None, marks: dict | None = None, free=()):
         self.folder, self.args, self.parts, self.facts = Path(folder), args, parts, facts or {}
-        self.script, self.marks, self.free = (
-            Path(sys.modules[type(args).__module__].__file__).stem,
-            marks,
-            self.free | {*free},
-        )
+        self.script = Path(sys.modules[type(args).__module__].__file__).stem
+        self.marks, self.free = marks, self.free | {*free}
         self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.cuda, self.began, self.total = (
-            args.cuda and torch.cuda.is_available(),
-            time.time(),
-            getattr(args, "updates", 0),
-        )
+        self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
+        self.total = getattr(args, "updates", 0)
+        claim(self.folder)
         if self.file.exists():
             self.restore()
         self.set_rate()
         self.first, self.resumed, self.bar = self.step, time.time(), tqdm(disable=True)
         if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if (file := self.folder / "episodes.csv").exists():
-                head, *rows = file.read_bytes().splitlines(keepends=True) or [b""]
-                file.write_bytes(head + b"".join(row for row in rows if int(row.split(b",")[0]) <= self.step))
+            if (file := self.folder / "episodes.csv").exists():  # what a power failure leaves is no row
+                rows = re.findall(rb"^(\d+)(,\d+,[-+.e\d]+,\d+\r?\n)", file.read_bytes(), re.M)
+                kept = b"".join(step + rest for step, rest in rows if int(step) <= self.step)
+                write(file, lambda out: out.write(b"update,seed,return,length\n" + kept))
             self.writer = SummaryWriter(self.folder, purge_step=self.step + 1)
             self.writer.add_text("hyperparameters", "\n".join(f"- {k}: {v}" for k, v in vars(args).items()))
 
@@ -898,18 +974,16 @@ class Run:
         saved = load(self.file, "cuda" if self.cuda else "cpu")
         kept = {k: v for k, v in saved.get("args", {}).items() if k not in self.free and "eval" not in k}
         wrong = [k for k, v in kept.items() if getattr(self.args, k, v) != v]
-        other = [
-            f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}" + f" {kept[k]}" * (type(kept[k]) is not bool)
-            for k in wrong
-        ]
+        flag = lambda k: f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}"  # noqa: E731
+        other = [flag(k) + f" {kept[k]}" * (type(kept[k]) is not bool) for k in wrong]
         maker = f"{saved['script']}.py" if "script" in saved else "an older version"
         other += [maker] if saved.get("script") != self.script else []
-        other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if saved.get(k) != v]
+        facts = {"dataset": self.facts.get("dataset")} | saved  # older world models do not say which
+        other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if facts.get(k) != v]
         other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
         if other:
-            sys.exit(
-                f"{self.file} was made with {', '.join(other)}: give --run-dir for a new run, or repeat its settings."
-            )
+            wrong = f"{self.file} was made with {', '.join(other)}"
+            sys.exit(f"{wrong}: give --run-dir for a new run, or repeat its settings.")
         own = saved["ranks"][self.rank]
         same_device = ("cuda_rng" in own) == self.cuda  # from another device, random numbers start anew
         for name, part in self.parts.items():
@@ -922,32 +996,27 @@ class Run:
         if same_device and self.cuda:
             torch.cuda.set_rng_state(own["cuda_rng"].cpu())
         self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
+        self.report = saved.get("report", {})  # the log's last row
         print(f"resuming {self.file} at update {self.step}")
 
     def save(self) -> None:
         """Write the checkpoint under a temporary name, then rename it: a crash leaves the old one whole."""
-        state = {
-            k: part.get_state() if isinstance(part, torch.Generator) else part.state_dict()
-            for k, part in self.parts.items()
-        }
-        same = {
-            k: state.pop(k) for k, part in self.parts.items() if isinstance(part, (nn.Module, torch.optim.Optimizer))
-        }
-        own = (
-            state
-            | {"torch_rng": torch.get_rng_state()}
-            | ({"cuda_rng": torch.cuda.get_rng_state()} if self.cuda else {})
-        )
+        same, own = {}, {"torch_rng": torch.get_rng_state()}
+        own |= {"cuda_rng": torch.cuda.get_rng_state()} if self.cuda else {}
+        for name, part in self.parts.items():
+            if isinstance(part, torch.Generator):
+                own[name] = part.get_state()
+            else:
+                (same if isinstance(part, (nn.Module, torch.optim.Optimizer)) else own)[name] = part.state_dict()
         ranks = [own] * self.world
         if self.world > 1:
             dist.all_gather_object(ranks, own)
         if self.rank == 0:
             self.writer.flush()
             content = same | self.facts | {"ranks": ranks, "step": self.step, "seconds": time.time() - self.began}
-            content |= {"best": self.best, "script": self.script, "args": vars(self.args)}
+            content |= {"best": self.best, "report": self.report, "script": self.script, "args": vars(self.args)}
             content |= {"versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
-            torch.save(content, self.file.with_suffix(".tmp"))
-            os.replace(self.file.with_suffix(".tmp"), self.file)
+            write(self.file, lambda file: torch.save(content, file))
 
     def steps(self, updates: int) -> Iterator[int]:
         """Count the updates that are left, with a progress bar; a log file gets a line now and then instead."""
@@ -965,8 +1034,8 @@ class Run:
             if self.step == self.first + 100 and self.rank == 0:
                 left = (time.time() - self.resumed) / 100 * (updates - self.step)
                 whole = time.time() + left - float(os.environ.get("COMMAND_BEGAN", self.resumed))
-                self.bar.write(f"{self.script}: about {left / 60:.0f} min to go; with the stages before it, the command "
-                               f"will then have taken {whole / 60:.0f} min")  # fmt: skip
+                self.bar.write(f"{self.script}: about {left / 60:.0f} min to go; with the stages before it, the "
+                               f"command will then have taken {whole / 60:.0f} min")  # fmt: skip
         self.bar.close()
 
     def set_rate(self) -> None:
@@ -991,7 +1060,7 @@ class Run:
             return
         now = time.time()
         metrics = metrics | {"charts/seconds": now - self.began}
-        metrics |= {"charts/SPS": (self.step - self.first) / (now - self.resumed)}
+        metrics |= {"charts/SPS": (self.step - self.first) / (now - self.resumed)} if self.step > self.first else {}
         self.report |= {name: float(value) for name, value in metrics.items()}
         for name in metrics:
             self.writer.add_scalar(name, self.report[name], self.step)
@@ -1028,14 +1097,14 @@ class Run:
 
         With --eval-consecutive K it plays again after each of K - 1 further updates, another().
         """
-        only, n, clip = self.args.eval_only, self.args.eval_episodes, None
+        only, n, clip, result = self.args.eval_only, self.args.eval_episodes, None, self.folder / "result.json"
         returns, kind = np.zeros((getattr(self.args, "eval_consecutive", 1), n)), "eval_only" if only else "final"
         (self.folder / f"{kind}_episodes.csv").unlink(missing_ok=True)
         for k in range(len(returns)):
             if k:
                 another()
             returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
-        if not only:
+        if not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # not a second time
             self.log(self.score(returns))
         self.writer.close()
         self.report |= self.score(returns) | {f"{who}_return": value for who, value in self.marks.items()}
@@ -1043,10 +1112,10 @@ class Run:
         mean = self.report["eval/return_mean"]
         self.report |= {"percent_of_expert": 100 * mean / (self.marks["expert"] or 1.0)}
         everything = self.report | sources | {"args": vars(self.args), "returns": returns.flatten().tolist()}
-        strict = {
-            k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()
-        }  # no NaN
-        (self.folder / ("eval_only.json" if only else "result.json")).write_text(json.dumps(strict, indent=1))
+        odd = lambda v: isinstance(v, float) and not np.isfinite(v)  # noqa: E731  (JSON has no NaN)
+        strict = {k: None if odd(v) else v for k, v in everything.items()}
+        result = self.folder / "eval_only.json" if only else result
+        write(result, lambda file: file.write(json.dumps(strict, indent=1).encode()))
         if clip.dtype == np.uint8:  # three times the size
             pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
             pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
@@ -1069,9 +1138,8 @@ def graphed(update, *example: Tensor, optimizer: torch.optim.Optimizer):
     """
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     before = [(weight, weight.detach().clone(), copy.deepcopy(dict(optimizer.state[weight]))) for weight in weights]
-    rng, static, stream, graph = (
-        torch.cuda.get_rng_state(), [value.clone() for value in example], torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    )  # fmt: skip
+    rng, static = torch.cuda.get_rng_state(), [value.clone() for value in example]
+    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # warm-up: lets libraries choose kernels and optimisers allocate their state
         for _ in range(3):
@@ -1108,10 +1176,8 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = WorldModel(content["config"])
-        weights = {
-            re.sub(r"^prior\.", "priors.0.", name): value for name, value in content["model"].items()
-        }  # older ones
-        model.load_state_dict({name: value.float() for name, value in weights.items()})
+        older = lambda name: re.sub(r"^prior\.", "priors.0.", name)  # noqa: E731
+        model.load_state_dict({older(name): value.float() for name, value in content["model"].items()})
     except Exception as error:
         sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
     if env_id and content.get("env_id", env_id) != env_id:
@@ -1183,6 +1249,7 @@ def main(args: Args) -> dict:
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
+    run_dir = run_folder(args, f"world_model-{args.size}")
     folders = [f"data/{args.env_id}/{name}" for name in ("world", "expert")]
     folders = args.data_dir.split(",") if args.data_dir else [f for f in folders if Path(f).exists()]
     if not folders:
@@ -1190,7 +1257,7 @@ def main(args: Args) -> dict:
 
     # (1) data, and a stream of batches per process
     shown = functools.partial(shrink, dilation=args.dilation, picture=32) if args.picture == 32 else None  # once
-    data, held_out = (Episodes(folders, split, device=device, shown=shown) for split in ("train", "val"))
+    data, held_out = (Episodes(folders, split, 0, device, True, shown, args.env_id) for split in ("train", "val"))
     streams = Streams(data, batch, args.batch_length, args.seed + rank)
     model = WorldModel(model_config(args, data.image.shape[-1], data.prev_action.shape[-1])).to(device)
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long()
@@ -1198,9 +1265,8 @@ def main(args: Args) -> dict:
     streams.state = model.initial(batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.learning_rate, eps=1e-5, fused=True)
     torch.manual_seed(args.seed + rank)  # same weights in every process, different noise
-    run = Run(args.run_dir or f"runs/{args.env_id}/world_model-{args.size}", args,
-              {"model": model, "optimizer": optimizer, "streams": streams},
-              {"config": model.config, "env_id": args.env_id})  # fmt: skip
+    run = Run(run_dir, args, {"model": model, "optimizer": optimizer, "streams": streams},
+              {"config": model.config, "env_id": args.env_id, "dataset": data.digest()})  # fmt: skip
     parallel = DistributedDataParallel(model) if world > 1 else model
     parameters = list(model.parameters())
 

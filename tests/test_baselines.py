@@ -436,7 +436,7 @@ def read_games(file: Path) -> list[list[str]]:
 
 def test_run_writes_its_files_and_logs_its_keys(recorded, run):
     module, run_dir, result = run
-    files = {"checkpoint.pt", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif"}
+    files = {"checkpoint.pt", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif", ".lock"}
     assert files == {path.name for path in run_dir.iterdir() if "tfevents" not in path.name}
     assert len(list(run_dir.glob("events.out.tfevents.*"))) == 1
     log = read_log(run_dir)
@@ -500,7 +500,7 @@ def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path
     shutil.copytree(run_dir, tmp_path, dirs_exist_ok=True)
     again = module.main(debug_args(module, recorded, trained, tmp_path, eval_only=True))
     assert again["step"] == 20 and again.keys() >= {name for name in result if "expert/" in name}
-    assert all(value == result[name] for name, value in again.items())
+    assert all(value == result[name] for name, value in again.items() if not name.startswith("charts/"))
     assert read_log(tmp_path) == read_log(run_dir)
     for name in ("checkpoint.pt", "episodes.csv", "final_episodes.csv"):  # no row is written twice
         assert (tmp_path / name).read_bytes() == (run_dir / name).read_bytes(), name

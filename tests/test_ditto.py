@@ -471,7 +471,7 @@ def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path
     shutil.copytree(run[0], tmp_path, dirs_exist_ok=True)
     result = ditto.main(debug_args(recorded, trained, tmp_path, eval_only=True))
     assert result["step"] == 20 and "eval/return_mean" in result and "expert/action_agreement" in result
-    assert all(value == run[1][name] for name, value in result.items())
+    assert all(value == run[1][name] for name, value in result.items() if not name.startswith("charts/"))
     assert read_log(tmp_path) == read_log(run[0])
     for name in ("checkpoint.pt", "episodes.csv", "final_episodes.csv"):  # no row is written twice
         assert (tmp_path / name).read_bytes() == (run[0] / name).read_bytes(), name

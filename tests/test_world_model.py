@@ -655,11 +655,11 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
         if first.step == 10:
             first.save()
     first.writer.close()
-    (tmp_path / "episodes.csv").write_bytes(b"update,seed,return,length\r\n10,1,2.0,3\r\n15,1,2.0,3\r\n")
+    (tmp_path / "episodes.csv").write_bytes(b"update,seed,return,length\n10,1,2.0,3\r\n15,1,2.0,3\r\n")
     second = run()
     assert second.step == 10
     second.writer.close()
-    assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\r\n10,1,2.0,3\r\n"
+    assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\n10,1,2.0,3\r\n"
     log = {key: value for key, value in read_log(tmp_path).items() if not key[1].startswith("charts/")}
     assert log == {(5, "a"): 5, (5, "b"): 2, (10, "a"): 10, (10, "b"): 2}
 
