@@ -56,16 +56,29 @@ def anchor(key: tuple[str, str]) -> str:
     return "-".join(key).lower().replace(". ", "-")
 
 
-def link(key: tuple[str, str], text: str = "") -> str:
-    return f'<a href="equations.html#{anchor(key)}">{text or " ".join(key)}</a>'
+def link(where: str, text: str) -> str:
+    """A link."""
+    return f'<a href="{where}">{text}</a>'
+
+
+def eq_link(key: tuple[str, str], text: str = "") -> str:
+    """A link to an equation."""
+    return link(f"equations.html#{anchor(key)}", text or " ".join(key))
+
+
+def arxiv(paper: dict) -> str:
+    """A link to a paper."""
+    number, version = paper["arxiv"], paper["version"]
+    return link(f"https://arxiv.org/abs/{number}{version}", f"arXiv {number} {version}")
 
 
 def card(key: tuple[str, str], place: str = "") -> str:
     """An equation: number, formula, a line of meaning, and what the code computes if that is something else."""
     eq, version = EQUATIONS[key], PAPERS[key[0]]["version"]
     old = f" [{eq['old']}]" if "old" in eq else ""
-    ours = f'<div class="ours"><em>differs</em>{formulas(eq["ours"])}<p>{eq["ours_says"]}</p></div>' if "ours" in eq else ""
-    head = f'<div class="eq"{place}><h3>{link(key)} <small>{version}{old}</small></h3>'
+    ours = f"<em>differs</em>{formulas(eq['ours'])}<p>{eq['ours_says']}</p>" if "ours" in eq else ""
+    ours = ours and f'<div class="ours">{ours}</div>'
+    head = f'<div class="eq"{place}><h3>{eq_link(key)} <small>{version}{old}</small></h3>'
     return f"{head}{formulas(eq['latex'])}<p>{eq['says']}</p>{ours}</div>"
 
 
@@ -77,9 +90,11 @@ class Script:
         self.lines, self.tree = self.text.splitlines(), ast.parse(self.text)
         self.title = ast.get_docstring(self.tree).splitlines()[0]
         self.doc = self.tree.body[0].lineno, self.tree.body[0].end_lineno
-        self.paper = min((self.text.find(p["arxiv"]) % 10**9, short) for short, p in PAPERS.items())[1]  # the first named
-        begins = [(n, line[15:-4].split(", ")) for n, line in enumerate(self.lines, 1) if line.startswith("# --- same in: ")]
-        ends = [n for n, line in enumerate(self.lines, 1) if line == "# --- end ---"]
+        named = {self.text.find(paper["arxiv"]): short for short, paper in PAPERS.items()}
+        self.paper = named[min(named.keys() - {-1})]  # the first that the docstring names
+        numbered = list(enumerate(self.lines, 1))
+        begins = [(n, line[15:-4].split(", ")) for n, line in numbered if line.startswith("# --- same in: ")]
+        ends = [n for n, line in numbered if line == "# --- end ---"]
         self.fences = [(a, b, names) for (a, names), b in zip(begins, ends, strict=True)]  # what several scripts share
         # blocks: every function, method and class, and what stands between them
         starts, self.defs = {1: "", self.doc[0]: "docstring", self.doc[1] + 1: ""}, {}
@@ -120,7 +135,8 @@ class Script:
                 if last[1] == "." and last[0] in ("self", "model") and (method in self.defs or method in MODEL):
                     self.links[row].append((col, stop, f"{'' if method in self.defs else 'world_model.html'}#{method}"))
                 elif last[1] not in (".", "def", "class") and meant and text in self.defs | imported and text != "main":
-                    self.links[row].append((col, stop, f"{imported[text]}.html#{text}" if text in imported else f"#{text}"))
+                    where = f"{imported[text]}.html" if text in imported else ""
+                    self.links[row].append((col, stop, f"{where}#{text}"))
             last = [last[1], text] if text.strip() else last
         for n in range(*self.doc):
             if step := re.match(r"  \((\d+)\) (.*?) {2,}.*`([\w.]+)`$", self.lines[n - 1]):
@@ -137,7 +153,8 @@ class Script:
                         self.links[n].append((first, cite.start(3) + number.end(), f"equations.html#{anchor(key)}"))
             for mark in re.finditer(r"\((\d+)\)", line[col:]):
                 if (k := int(mark[1])) in self.steps and (comment or in_doc):
-                    self.marks += [(n, k)] if comment else []
+                    to = re.match(r" to \((\d+)\)", line[col + mark.end() :])
+                    self.marks += [(n, j) for j in range(k, int(to[1]) if to else k + 1)] if comment else []
                     self.links[n].append((col + mark.start(), col + mark.end(), f"#{'step' if comment else 'at'}-{k}"))
             going = bool(DEPARTS.search(line, col)) or going and bool(line.strip(' "')) and n - 1 in prose
             self.departures |= {n} if going else set()
@@ -145,7 +162,7 @@ class Script:
         self.first = {k: n for n, k in reversed(self.marks)}
 
     def resolve(self, cite: re.Match, number: str, n: int) -> tuple[str, str] | None:
-        """The equation meant: of the paper that is named, in a block shared with ditto.py DITTO's, else of our paper."""
+        """The equation meant: of the paper that is named, in a block of ditto.py's DITTO, else the script's."""
         shared = any(a <= n <= b and "ditto" in names for a, b, names in self.fences)
         named = next((name for name in (cite[4], cite[1]) if name in PAPERS), "DITTO" if shared else self.paper)
         key = named, f"{'Eq' if cite[2] == 'Eq. ' else 'Alg'}. {number}"
@@ -185,30 +202,35 @@ class Script:
                 mark += f"<b>{here[0] if len(here) == 1 else '⋮'}</b>" if here else ""
             place = "" if kind else f' id="L{n}"'
             rows.append(f'<div class="{css}"{place} data-n="{n}">{mark}{self.html[n - 1] or "<br>"}</div>')
-        text = "".join(rows).replace('href="#', f'href="{self.name if kind else ""}.html#').replace('href=".html#', 'href="#')
+        text = "".join(rows)
+        text = text.replace('href="#', f'href="{self.name}.html#') if kind else text
         return f'<div class="src {kind}">{text}</div>'
 
     def notes(self, first: int, last: int, name: str) -> str:
         """What stands left of the lines first to last of a block."""
         owned = name != "main" and first <= self.defs.get(name, 0) <= last  # main has marks
-        steps = {k for n, k in self.marks if first <= n <= last} | {k for k, s in self.steps.items() if owned and s[2] == name}
-        many = any(sum(m == n for m, _ in self.marks) > 1 for n in range(first, last + 1))  # a line that does several steps
+        steps = {k for n, k in self.marks if first <= n <= last}
+        steps |= {k for k, step in self.steps.items() if owned and step[2] == name}
+        many = any(sum(m == n for m, _ in self.marks) > 1 for n in range(first, last + 1))  # one line, several steps
         keys = list(dict.fromkeys(key for n, key in self.cites if first <= n <= last and name != "Args"))
         out = []
         for k in sorted(steps):
             row, text, where = self.steps[k]
             cited = [key for n, key in self.cites if n == row]
-            also = " ".join(link(key, key[1]) for key in cited)
+            also = " ".join(eq_link(key, key[1]) for key in cited)
             also += f' <a href="#{where}"><code>{where}</code></a>' if where not in ("main", name) else ""
             out.append(f'<p class="step"><a href="#step-{k}">{k}</a> {escape(text)} {also}</p>')
             out += [formulas(EQUATIONS[key]["latex"]) for key in cited if not many and key not in keys]
-        near = {key for n, key in self.cites if first - 40 < n < first and self.block(n) != "Args"}  # it is still in sight
-        out += [f'<p class="eq">{link(key)}</p>' + formulas(EQUATIONS[key]["latex"]) if key in near else card(key) for key in keys]
+        near = {key for n, key in self.cites if first - 40 < n < first and self.block(n) != "Args"}  # still in sight
+        for key in keys:
+            out.append(f"<h3>{eq_link(key)}</h3>{formulas(EQUATIONS[key]['latex'])}" if key in near else card(key))
         words = {word for n, word in self.words if first <= n <= last} if steps or keys or name == "Args" else set()
         known = [s for s in SYMBOLS if words & set(s["names"]) and self.name in s.get("only", NAMES)]
-        rows = "".join(f"<li>{math(s['latex'])} <code>{next(x for x in s['names'] if x in words)}</code> "
-                       f"<small>{s['shape']}</small></li>" for s in known)  # fmt: skip
-        out += [f'<details{" open" * (len(known) < 9 or name == "Args")}><summary>symbols</summary><ul class="sym">{rows}</ul></details>'] * bool(known)
+        if known:
+            rows = [(math(s["latex"]), next(x for x in s["names"] if x in words), s["shape"]) for s in known]
+            rows = "".join(f"<li>{x} <code>{code}</code> <small>{shape}</small></li>" for x, code, shape in rows)
+            opened = " open" if len(known) < 9 or name == "Args" else ""
+            out.append(f'<details{opened}><summary>symbols</summary><ul class="sym">{rows}</ul></details>')
         for others in (names for a, _, names in self.fences if a == first):
             links = ", ".join(f'<a href="{other}.html#{name}">{other}</a>' for other in others if other != self.name)
             out.append(f'<p class="same">the same, byte for byte, in {links}</p>')
@@ -216,40 +238,46 @@ class Script:
 
     def about(self) -> str:
         """What stands left of the docstring."""
-        paper = PAPERS[self.paper]
-        diffs = "".join(f'<li><a href="{x}-{y}.html">{x} / {y}</a>: {what}</li>' for x, y, what in DIFFS if self.name in (x, y))
-        used = " ".join(link(key) for key in dict.fromkeys(key for _, key in self.cites))
-        return (f'<p>Paper: <a href="https://arxiv.org/abs/{paper["arxiv"]}{paper["version"]}">{paper["title"]}</a>, arXiv '
-                f'{paper["arxiv"]} {paper["version"]}. {paper["note"]}</p><p>Cited here: {used or "nothing by number"}.</p><p>A number '
-                'in the margin is a step of the algorithm; <span class="key">this colour</span> is where the code leaves the '
-                f"paper or no source decides.</p>{f'<p>Diffs:</p><ul>{diffs}</ul>' if diffs else ''}")  # fmt: skip
+        paper, diffs = PAPERS[self.paper], [diff for diff in DIFFS if self.name in diff[:2]]
+        rows = "".join(f"<li>{link(f'{x}-{y}.html', f'{x} / {y}')}: {what}</li>" for x, y, what in diffs)
+        used = " ".join(eq_link(key) for key in dict.fromkeys(key for _, key in self.cites))
+        key = '<span class="key">This colour</span> is where the code leaves the paper, or where no source decides.'
+        head = f"<p><em>{paper['title']}</em>, {arxiv(paper)}. {paper['note']}</p>"
+        return (f"{head}<p>Cited here: {used or 'nothing'}.</p>"
+                f"<p>A number in the margin is a step of the algorithm. {key}</p><ul>{rows}</ul>")  # fmt: skip
 
     def page(self) -> str:
         """The script, right, and what belongs to it, left."""
         rows = []
         for (first, name), (after, _) in zip(self.blocks, [*self.blocks[1:], (len(self.lines) + 1, "")]):
-            cuts, pending = [first], 0
-            for n in sorted({n for n, _ in self.marks if first < n < after}):  # a new row where a step begins, if there is room
+            cuts, pending = [first], 0  # a new row where a step begins, if the notes before have room
+            for n in sorted({n for n, _ in self.marks if first < n < after}):
                 n -= self.lines[n - 2].strip().startswith("#")
                 if n - cuts[-1] > 8 + 3 * pending:
                     cuts, pending = [*cuts, n], 0
                 pending += 1
-            for a, b in zip(cuts, [*cuts[1:], after]):
-                left = self.about() if name == "docstring" else self.notes(a, b - 1, name)
-                place = f' id="{name}"' if name and a == first else ""
-                rows.append(f'<section class="row"{place}><div class="notes">{left}</div>{self.source(a, b - 1)}</section>')
+            for begin, end in zip(cuts, [*cuts[1:], after]):
+                left = self.about() if name == "docstring" else self.notes(begin, end - 1, name)
+                place = f' id="{name}"' if name and begin == first else ""
+                left = f'<section class="row"{place}><div class="notes">{left}</div>'
+                rows.append(f"{left}{self.source(begin, end - 1)}</section>")
         return page(f"{self.name}.py", self.title, "".join(rows), self.name)
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
+<link rel="stylesheet" href="style.css"></head><body><a class="skip" href="#top">skip the menu</a>
+<nav aria-label="pages">{menu}</nav>
+<main id="top"><h1>{title} <small>{more}</small></h1>{body}</main></body></html>
+"""
 
 
 def page(title: str, more: str, body: str, name: str) -> str:
     """A whole page around its body."""
-    current = ' aria-current="page"'
-    menu = "".join(f'<a href="{n}.html"{current * (n == name)}>{n}</a>'
-                   for n in ["index", *NAMES, "equations", "symbols"])  # fmt: skip
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n<meta name="viewport" '
-            'content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">\n<link '
-            'rel="stylesheet" href="style.css"></head><body><a class="skip" href="#top">skip the menu</a><nav '
-            f'aria-label="pages">{menu}</nav>\n<main id="top"><h1>{title} <small>{more}</small></h1>{body}</main></body></html>\n')  # fmt: skip
+    menu = "".join(link(f"{n}.html", n) for n in ["index", *NAMES, "equations", "symbols"])
+    menu = menu.replace(f'href="{name}.html"', f'href="{name}.html" aria-current="page"')
+    return PAGE.format(title=title, menu=menu, more=more, body=body)
 
 
 def diff_page(x: str, y: str, what: str, missing: list[str]) -> str:
@@ -271,7 +299,7 @@ def diff_page(x: str, y: str, what: str, missing: list[str]) -> str:
             if before < a:
                 cells += left.source(before + 1, a, "both") + right.source(c - a + before + 1, c, "again")
             cells, before = cells + left.source(a + 1, b, "out") + right.source(c + 1, d, "in"), b
-        at = f'<a href="{x}.html#L{hunk[0][0] + 1}">{x}</a> <a href="{y}.html#L{hunk[0][2] + 1}">{y}</a>'
+        at = link(f"{x}.html#L{hunk[0][0] + 1}", x) + " " + link(f"{y}.html#L{hunk[0][2] + 1}", y)
         head = f"<h2>{' '.join(says) or f'In {place}.'} <small><code>{place}</code> {at}</small></h2>"
         parts.append(f'<section class="hunk">{head}<div class="two">{cells}</div></section>')
     count = f"{sum(b - a + d - c for a, b, c, d in codes)} changed lines in {len(codes)} hunks"
@@ -283,13 +311,13 @@ def equations_page() -> str:
     parts = []
     for short, paper in PAPERS.items():
         if any(key[0] == short for script in SCRIPTS.values() for _, key in script.cites):
-            where = f'<a href="https://arxiv.org/abs/{paper["arxiv"]}{paper["version"]}">arXiv {paper["arxiv"]} {paper["version"]}</a>'
-            parts.append(f"<h2>{short} <small><em>{paper['title']}</em>, {where}</small></h2><p>{paper['note']}</p>")
+            head = f"<h2>{short} <small><em>{paper['title']}</em>, {arxiv(paper)}</small></h2>"
+            parts.append(f"{head}<p>{paper['note']}</p>")
             for key in (key for key in EQUATIONS if key[0] == short):
                 rows = ""
                 for script in SCRIPTS.values():
-                    lines = dict.fromkeys(n for n, cited in script.cites if cited == key)
-                    at = "".join(f' <a href="{script.name}.html#L{n}">{n} <small>{script.block(n)}</small></a>' for n in lines)
+                    lines = {n: f"{n} <small>{script.block(n)}</small>" for n, cited in script.cites if cited == key}
+                    at = " ".join(link(f"{script.name}.html#L{n}", text) for n, text in lines.items())
                     rows += f"<li>{script.name}: {at}</li>" if at else ""
                 cited = f'<ul class="at">{rows}</ul>' if rows else "<p>Background: no line computes it.</p>"
                 place = f' id="{anchor(key)}"'
@@ -299,10 +327,12 @@ def equations_page() -> str:
 
 def symbols_page() -> str:
     """All symbols, their names in the code, shapes, meaning."""
-    rows = "".join(f"<tr><td>{math(s['latex'])}<td><code>{', '.join(s['names'])}</code><td>{s['shape']}<td>{s['says']}" for s in SYMBOLS)
-    sizes = ("B batch, T time, H horizon, N start states, A actions, D deter, S groups, K classes, F = D + S*K, E embedding, "
-             "C channels, O sensors; time comes first")  # fmt: skip
-    return page("Symbols", sizes, f"<table><tr><th>paper<th>code<th>shape<th>meaning{rows}</table>", "symbols")
+    known = [s for s in SYMBOLS if set(s.get("only", NAMES)) & set(NAMES)]
+    rows = [(math(s["latex"]), f"<code>{', '.join(s['names'])}</code>", s["shape"], s["says"]) for s in known]
+    rows = "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows)
+    sizes = ("B batch, T time, H horizon, N start states, A actions, D deter, S groups, K classes, F = D + S*K, "
+             "E embedding, C channels, O sensors; time comes first")  # fmt: skip
+    return page("Symbols", sizes, f"<table><tr><th>paper<th>code<th>shape or value<th>meaning{rows}</table>", "symbols")
 
 
 def tables() -> dict[Path, str]:
@@ -324,10 +354,12 @@ for script in SCRIPTS.values():
 
 def main() -> None:
     missing: list[str] = []
-    scripts = "".join(f'<li><a href="{s.name}.html">{s.name}.py</a> <small>{len(s.lines)} lines</small> {s.title}</li>' for s in SCRIPTS.values())
-    diffs = "".join(f'<li><a href="{x}-{y}.html">{x} / {y}</a> {what}</li>' for x, y, what in DIFFS)
+    rows = [(link(f"{s.name}.html", f"{s.name}.py"), len(s.lines), s.title) for s in SCRIPTS.values()]
+    scripts = "".join(f"<li>{where} <small>{count} lines</small> {text}</li>" for where, count, text in rows)
+    diffs = "".join(f"<li>{link(f'{x}-{y}.html', f'{x} / {y}')} {what}</li>" for x, y, what in DIFFS)
     start = (DOCS / "read_index.html").read_text().replace("<!-- scripts -->", scripts).replace("<!-- diffs -->", diffs)
-    pages = {"index": page("Read the code beside the paper", "", start, "index"), "equations": equations_page(), "symbols": symbols_page()}
+    pages = {"index": page("Read the code beside the paper", "", start, "index")}
+    pages |= {"equations": equations_page(), "symbols": symbols_page()}
     pages |= {name: script.page() for name, script in SCRIPTS.items()}
     pages |= {f"{x}-{y}": diff_page(x, y, what, missing) for x, y, what in DIFFS}
     texts = {OUT / f"{name}.html": text for name, text in pages.items()} | tables()
@@ -338,7 +370,7 @@ def main() -> None:
         sys.exit(f"older than their source: {', '.join(path.name for path in stale + gone)}. Run python docs/read.py.")
     if "--check" not in sys.argv:
         [path.unlink() for path in gone], [path.write_text(texts[path]) for path in stale]
-    print(f"{len(texts)} files, {sum(len(text.encode()) for text in texts.values()) / 1e6:.2f} MB, {len(stale + gone)} written")
+    print(f"{len(texts)} files, {sum(map(len, texts.values())) / 1e6:.2f} MB, {len(stale + gone)} changed")
 
 
 if __name__ == "__main__":
