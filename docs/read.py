@@ -69,12 +69,13 @@ def eq_link(key: tuple[str, str], text: str = "") -> str:
 def arxiv(paper: dict) -> str:
     """A link to a paper."""
     number, version = paper["arxiv"], paper["version"]
-    return link(f"https://arxiv.org/abs/{number}{version}", f"arXiv {number} {version}")
+    return link(f"https://arxiv.org/abs/{number}{version}", f"arXiv {number} {version}".strip())
 
 
 def card(key: tuple[str, str], place: str = "") -> str:
     """An equation: number, formula, a line of meaning, and what the code computes if that is something else."""
-    eq, version = EQUATIONS[key], PAPERS[key[0]]["version"]
+    eq = EQUATIONS[key]
+    version = eq.get("version", PAPERS[key[0]]["version"])
     old = f" [{eq['old']}]" if "old" in eq else ""
     ours = f"<em>differs</em>{formulas(eq['ours'])}<p>{eq['ours_says']}</p>" if "ours" in eq else ""
     ours = ours and f'<div class="ours">{ours}</div>'
