@@ -13,19 +13,24 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = {path.name: path.read_text() for path in sorted((ROOT / "docs" / "read").glob("*.html"))}
 
 
-def read(*options: str, root: Path = ROOT) -> subprocess.CompletedProcess:
-    """Run docs/read.py of a copy of the repository."""
+@pytest.fixture
+def packages():
+    """Skip a test if the packages that write the pages are not installed."""
     for package in ("pygments", "latex2mathml"):
         pytest.importorskip(package, reason="pip install -r requirements-docs.txt")
+
+
+def read(*options: str, root: Path = ROOT) -> subprocess.CompletedProcess:
+    """Run docs/read.py of a copy of the repository."""
     return subprocess.run([sys.executable, "docs/read.py", *options], cwd=root, capture_output=True, text=True)
 
 
-def test_pages_are_not_older_than_their_sources():
+def test_pages_are_not_older_than_their_sources(packages):
     run = read("--check")
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-def test_check_notices_a_change_and_a_number_that_no_file_explains(tmp_path):
+def test_check_notices_a_change_and_a_number_that_no_file_explains(packages, tmp_path):
     for path in [*ROOT.glob("*.py"), ROOT / "README.md"]:
         shutil.copy(path, tmp_path)
     shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("*.png", "*.gif"))
@@ -44,7 +49,7 @@ def lines(page: str) -> list[str]:
     return [html.unescape(re.sub(r"<b.*?</b>|<[^>]*>", "", line)) for line in found]
 
 
-def test_scripts_are_shown_untouched_in_their_order():
+def test_scripts_are_shown_untouched_in_their_order(packages):
     shown = [name for name in PAGES if (ROOT / name.replace(".html", ".py")).exists()]
     assert len(shown) >= 8
     for name in shown:
