@@ -37,7 +37,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dmc import DMC, Trajectories, observed, random_returns
-from world_model import (Games, Run, WorldModel, kl_gaussian, load, load_world_model, make, parse_args, player,
+from world_model import (Games, Run, WorldModel, command, kl_gaussian, load, load_world_model, make, parse_args, player,
                          run_folder, start, window_starts)  # fmt: skip
 
 
@@ -396,7 +396,7 @@ def main(args: Args) -> dict:
     def validate(step: int) -> dict[str, float]:
         fresh = action_error(model, policy, demos, withheld, probe, idm)
         if step < args.updates:  # the last policy plays the final evaluation
-            fresh |= run.validate(games(args.quick_episodes), player(model, policy.mode))
+            fresh |= run.validate(games, player(model, policy.mode))
         return fresh
 
     print(f"phase 2: {len(demos.starts) - 1} demonstrations of {demonstrations}\nworld model: {checkpoint}")
@@ -404,13 +404,9 @@ def main(args: Args) -> dict:
     if "imitate/action_error" not in run.report:  # nothing was left to train
         run.report |= action_error(model, policy, demos, withheld, probe, idm)
     sources = {"data": folders, "demonstrations": demonstrations, "world_model": str(checkpoint), "size": args.size}
-    report = run.finish(games, lambda: player(model, policy.mode), sources)  # (6)
-    print(f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
-    return report
+    # (6) play
+    return run.finish(games, lambda: player(model, policy.mode), sources)
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

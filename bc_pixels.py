@@ -31,8 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model import (Episodes, Games, Run, WorldModel, collected, make, parse_args, player, run_folder, start,
-                         window_starts)  # fmt: skip
+from world_model import (Episodes, Games, Run, WorldModel, collected, command, home, make, parse_args, player,
+                         run_folder, start, window_starts)  # fmt: skip
 
 
 @dataclass
@@ -245,8 +245,8 @@ def collect(args, *options: str) -> None:
 
 def expert_dataset(args) -> Path:
     """Find the folder of expert episodes, collecting it if there is none."""
-    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
-    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    shipped = home("pretrained", args.env_id) / "expert"
+    folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
     if args.data_dir or collected(folder, count):
         return folder
@@ -271,8 +271,6 @@ def read_dataset(args, folder: Path, device: torch.device, actions: bool = True)
 
 
 def main(args: Args) -> dict:
-    if args.dilation > 1 and args.dilation % 2 == 0:
-        sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
     device, script = start(args), Path(__file__).stem
     rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
     run_dir = run_folder(args, f"{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
@@ -280,6 +278,8 @@ def main(args: Args) -> dict:
     print(f"expert: {folder}")
     data, held_out, marks = read_dataset(args, folder, device)
     action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
+    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
+    args.eval_episodes and games(num_envs=1)  # what cannot be made or drawn is named now, not after the training
     # (1) frames to stack, and their pixel statistics
     frames, held_frames = ExpertFrames(data), ExpertFrames(held_out)
     encoder = FrameEncoder(channels, args.depth, args.pixel_stats, args.dilation)
@@ -291,8 +291,6 @@ def main(args: Args) -> dict:
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"dataset": data.digest()}, marks)
-    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
-    games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         stack, action = frames.stack(rows)  # (B, 64, 64, 4 * C), (B, A)
@@ -309,7 +307,7 @@ def main(args: Args) -> dict:
         if run.due(args.eval_every):
             metrics = metrics | agreement(actor, held_frames)
             if step < args.updates:  # the last policy plays the final evaluation
-                metrics |= run.validate(games(args.quick_episodes), player(encoder, actor.sample))
+                metrics |= run.validate(games, player(encoder, actor.sample))
         if run.due(args.eval_every) or run.due(args.log_every):
             run.log(metrics, "losses/policy", "losses/entropy", "expert/action_agreement", "eval/return_mean")
         if run.due(args.eval_every):
@@ -322,7 +320,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

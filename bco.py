@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dmc import DMC, Trajectories, observed, random_returns
-from world_model import Games, Run, make, parse_args, run_folder, start
+from world_model import Games, Run, command, make, parse_args, run_folder, start
 
 
 @dataclass
@@ -329,8 +329,6 @@ def main(args: Args) -> dict:
     folders, demonstrations = datasets(args)
     kind = f"{args.size}-{args.setting}-{'+'.join(Path(folder).name for folder in folders)}"
     run_dir = run_folder(args, f"{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
-    if not 0 < args.validation_share < 1:
-        sys.exit(f"--validation-share {args.validation_share} must lie between 0 and 1.")
     oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
     policy, rng = Actor(keys, stack, 6, args.units).to(device), torch.Generator().manual_seed(args.seed)
@@ -369,13 +367,9 @@ def main(args: Args) -> dict:
 
     fit(run, "policy", loss, train, held)
     sources = {"data": folders, "demonstrations": demonstrations, "method": args.method, "size": args.size}
-    report = run.finish(games, lambda: stacked(policy, stack, device), sources)  # (6)
-    print(f"  percent   {report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
-    return report
+    # (6) play
+    return run.finish(games, lambda: stacked(policy, stack, device), sources)
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

@@ -45,7 +45,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from control import Interaction, Replay, demonstrations, digest, foresight, make_game
-from world_model import Games, GaussianLatent, Run, WorldModel, parse_args, player, start
+from world_model import Games, GaussianLatent, Run, WorldModel, command, parse_args, player, start
 
 
 @dataclass
@@ -463,7 +463,7 @@ def main(args: Args) -> dict:
         if run.due(args.eval_every):
             metrics |= foresight(run, model, probe, args.horizon)
             if step < run.total:  # the last policy plays the final evaluation
-                metrics |= run.validate(games(args.quick_episodes), player(model, policy))
+                metrics |= run.validate(games, player(model, policy))
         if run.due(args.eval_every) or run.due(args.log_every):
             metrics |= {"charts/env_steps": game.steps} | ({"play/return": game.returns[-1]} if game.returns else {})
             run.log(metrics, "charts/env_steps", "expert/discriminator_gap", "imagine/disagreement", "eval/return_mean")
@@ -474,7 +474,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

@@ -30,7 +30,6 @@ import functools
 import json
 import multiprocessing
 import os
-import sys
 import time
 import zipfile
 import zlib
@@ -38,16 +37,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Iterator
 
 import numpy as np
 import torch
 import tyro
-from tqdm import tqdm
 
 from expert_policies import PlayerExpert, RandomExpert, ShuffledExpert, choose_expert, load_expert, random_actions
-from world_model import Games, begin, claim, end_with, make_env, play, read_meta, write
+from world_model import Games, begin, claim, command, home, make_env, play, progress, read_meta, write
 
 
 @dataclass
@@ -136,8 +133,8 @@ def collect_one(args: Args, folder: Path, job: tuple[str, int]) -> dict:
 
 def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], workers: int) -> Iterator[dict]:
     """Do the same in several processes, which do not wait for each other."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, initializer=end_with, initargs=(os.getpid(),))
+    os.environ["MAKER"] = str(os.getpid())  # so that the workers end when this process does
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=begin, initargs=[args])
     try:
         yield from (game.result() for game in as_completed([pool.submit(collect_one, args, folder, x) for x in jobs]))
     except BaseException:  # after an error or Ctrl-C nobody plays on
@@ -177,13 +174,9 @@ def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> lis
 def main(args: Args) -> dict:
     """Collect what the data set lacks; return its mean returns and the speed."""
     begin(args)
-    if min(args.num_episodes, args.num_envs, args.num_processes, args.max_steps or 1) < 1 or args.num_val_episodes < 0:
-        raise SystemExit("--num-episodes, --num-envs, --num-processes and --max-steps must be 1 or more.")
-    if not 0 <= args.epsilon <= 1:
-        raise SystemExit(f"--epsilon {args.epsilon} is a probability: give a number from 0 to 1.")
 
     # (1) who plays what
-    folder = Path(args.data_dir) / args.env_id / args.name
+    folder = home(args.data_dir, args.env_id) / args.name
     meta_path = folder / "dataset.json"
     claim(folder, make=False)
     old = read_meta(folder)
@@ -232,10 +225,8 @@ def main(args: Args) -> dict:
         played = collect_in_processes(args, folder, jobs, workers)
     else:
         played = collect(args if together else replace(args, num_envs=1), folder, jobs) if jobs else ()
-    screen, began, steps, speed = sys.stdout.isatty(), time.time(), 0, 0.0
-    lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
-    bar = tqdm(total=len(jobs), file=sys.stdout if screen else lines, mininterval=0.5 if screen else 30, smoothing=0,
-               disable=not jobs, bar_format="{n}/{total} games{desc}, {remaining} left")  # fmt: skip
+    began, steps, speed = time.time(), 0, 0.0
+    bar = progress(len(jobs), "{n}/{total} games{desc}, {remaining} left", smoothing=0, disable=not jobs)
     for episode in played:
         meta["episodes"].append(episode)
         store()
@@ -262,7 +253,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except KeyboardInterrupt:
-        raise SystemExit("\nInterrupted: the same command goes on with the games that are missing.") from None
+    command(main, lambda: tyro.cli(Args), "goes on with the games that are missing")

@@ -37,8 +37,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from world_model import (Episodes, Games, Run, WorldModel, collected, finished, graphed, load_world_model, make,
-                         parse_args, player, read_meta, run_folder, start, window_starts)  # fmt: skip
+from world_model import (Episodes, Games, Run, WorldModel, collected, command, finished, graphed, home,
+                         load_world_model, make, parse_args, player, read_meta, run_folder, start,
+                         window_starts)  # fmt: skip
 
 
 @dataclass
@@ -273,8 +274,8 @@ def collect(args, *options: str) -> None:
 
 def expert_dataset(args) -> Path:
     """Find the folder of expert episodes, collecting it if there is none."""
-    shipped, root = Path(f"pretrained/{args.env_id}/expert"), "data/debug" if args.size == "debug" else "data"
-    folder = Path(args.data_dir or f"{root}/{args.env_id}/expert")
+    shipped = home("pretrained", args.env_id) / "expert"
+    folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
     if args.data_dir or collected(folder, count):
         return folder
@@ -301,22 +302,24 @@ def read_dataset(args, folder: Path, device: torch.device, actions: bool = True)
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
 def trained_world_model(args, folder: Path) -> Path:
     """Find the world model's checkpoint, training it (on wider data, collected too) if there is none."""
-    shipped = Path(f"pretrained/{args.env_id}/world_model.pt")
-    checkpoint = Path(args.world_model or f"runs/{args.env_id}/world_model-{args.size}/checkpoint.pt")
+    shipped = home("pretrained", args.env_id) / "world_model.pt"
+    checkpoint = Path(args.world_model or home("runs", args.env_id) / f"world_model-{args.size}" / "checkpoint.pt")
     if args.world_model or finished(checkpoint):  # a model that is named is used or refused, never replaced
         return checkpoint
     if args.pretrained and args.size == "small" and not checkpoint.exists() and shipped.exists():
         return shipped
-    root, episodes = "data/debug" if args.size == "debug" else "data", {"paper": 1000, "small": 40, "debug": 2}
-    world, meta = Path(f"{root}/{args.env_id}/world"), read_meta(folder)
-    expert = meta.get("expert_option", meta.get("expert"))
+    world = home("data/debug" if args.size == "debug" else "data", args.env_id) / "world"
+    meta, count = read_meta(folder), {"paper": 1000, "small": 40, "debug": 2}[args.size]
+    expert = meta.get("expert_option", meta.get("expert", ""))
+    wider = [world] if expert or args.eval_episodes else []  # offline, and nobody to ask
     if not expert:
-        print(f"Nobody can play as in {folder}: the world model learns from it and random games, nothing in between.")
-    if not collected(world, episodes[args.size]):
-        wider = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        wider += ["--expert", expert or "random", "--num-episodes", str(episodes[args.size])]
-        collect(args, "--name", "world", *wider)
-    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", f"{world},{folder}"]
+        source = "it and random games" if wider else "nothing else"
+        print(f"Nobody can play as in {folder}: the world model learns from {source}, and knows little besides.")
+    if wider and not collected(world, count):
+        noise = [] if args.size == "paper" else ["--epsilon", "0.03"]
+        collect(args, "--name", "world", "--expert", expert or "random", *noise, "--num-episodes", str(count))
+    folders = ",".join(map(str, [*wider, folder]))
+    train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", folders]
     make([*train, "--threads", str(args.threads), *([] if args.cuda else ["--no-cuda"])], not args.eval_only)
     if not finished(checkpoint):
         sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
@@ -361,6 +364,8 @@ def main(args: Args) -> dict:
     action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
     if (action_size, channels) != (model.config["action_size"], model.config["channels"]):
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
+    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
+    args.eval_episodes and games(num_envs=1)  # what cannot be made or drawn is named now, not after the encoding
     # (1) encode the expert's episodes
     windows, held_windows = ExpertWindows(model, data, args.horizon), ExpertWindows(model, held_out, args.horizon)
     bounds = (data.meta.get("low", -1.0), data.meta.get("high", 1.0))
@@ -372,8 +377,7 @@ def main(args: Args) -> dict:
     eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
-    games(num_envs=1)  # an environment that cannot be made or drawn is named now, not after the training
+    run.draw(model, held_out, held_windows.feat, held_out.starts)
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         loss, metrics = agent_loss(args, model, actor, critic, target, eta, windows.feat[rows])  # (3) to (7)
@@ -392,7 +396,7 @@ def main(args: Args) -> dict:
         if run.due(args.eval_every):
             metrics = metrics | agreement(model, actor, held_windows, args.seed)
             if step < args.updates:  # the last policy plays the final evaluation
-                metrics |= run.validate(games(args.quick_episodes), player(model, actor.sample))
+                metrics |= run.validate(games, player(model, actor.sample))
         if run.due(args.eval_every) or run.due(args.log_every):
             metrics = metrics | {"charts/imagined_steps": step * args.batch_size * args.horizon}
             run.log(metrics, "imagine/reward", "losses/entropy", "expert/action_agreement", "eval/return_mean")
@@ -407,7 +411,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

@@ -39,6 +39,8 @@ import numpy as np
 import torch
 import tyro
 
+from world_model import begin
+
 
 @dataclass
 class Args:
@@ -195,6 +197,9 @@ class Trajectories:
                     sizes = [part.shape[-1] if part.ndim > 1 else 1 for part in parts]
                     if sizes != list(keys.values()) or len({len(part) for part in parts}) > 1:
                         raise ValueError(f"it has {dict(zip(keys, sizes))}, not {keys}")
+                    for part in [*parts, *prev_action[len(self.returns) - 1 :]]:
+                        if len(bad := np.argwhere(~np.isfinite(part))):
+                            raise ValueError(f"row {bad[0][0]} is not finite")
                     if "image" in keys:
                         obs.append(parts[0])
                     else:
@@ -338,8 +343,9 @@ def complete(folder: Path, games: int, args: Args) -> bool:
 def main(args: Args) -> dict:
     """Make what is missing; return the mean returns."""
     observed(args.env_id, "mdp")
-    if min(args.num_episodes, args.num_demonstrations, args.max_steps) < 1 or args.max_steps > 500:
-        sys.exit("--num-episodes and --num-demonstrations must be 1 or more, --max-steps 1 to 500.")
+    begin(args)
+    if args.max_steps > 500:
+        sys.exit(f"--max-steps {args.max_steps}: a game has 500 steps at most.")
     if args.threads:
         torch.set_num_threads(args.threads)
     root, body = Path(args.data_dir), args.env_id.split("-")[0]

@@ -41,7 +41,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Games, play
+from world_model import Games, begin, claim, play
 
 
 @dataclass
@@ -171,7 +171,10 @@ def save(path: str, data: dict) -> None:
 
 def main(args: Args) -> dict:
     """Train, evaluate and write one expert; returns its score and where it lies."""
+    begin(args)
     torch.set_num_threads(1)  # networks this small gain nothing from more
+    if not args.eval_episodes:
+        raise SystemExit("--eval-episodes 0: the expert's score is part of its file, so play one or more.")
     if args.env_id not in gym.registry or not re.fullmatch(r"\w+NoFrameskip-v4", args.env_id):
         raise SystemExit(f"--env-id {args.env_id} is not an Atari game; write it like MsPacmanNoFrameskip-v4.")
     run_dir = args.run_dir or f"runs/{args.env_id}/train_expert-{args.size}"
@@ -200,6 +203,7 @@ def main(args: Args) -> dict:
         generator.set_state(saved["generator"])
         first, seconds, recent, rows = saved["update"], saved["seconds"], saved["recent"], saved["rows"]
         print(f"Resume {run_dir} after {first} of {updates} updates.")
+    claim(run_dir)
     writer = SummaryWriter(run_dir, purge_step=first * T * N + 1)
     began = time.perf_counter() - seconds
 

@@ -38,6 +38,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -139,8 +140,7 @@ SMALL = dict(depth=8, deter=256, stoch=16, classes=16, hidden=256, batch_size=32
              pixel_stats="pixel", pixel_std_floor=16.0, dilation=5, image_weight=1.0, beta=1.0, updates=6000,
              learning_rate=1e-3, anneal=True, bf16=False, eval_every=250, log_every=50)  # fmt: skip
 SIZES = {
-    "paper": {},
-    "small": SMALL,
+    "paper": {}, "small": SMALL,
     "debug": SMALL | dict(depth=4, deter=32, stoch=4, classes=4, hidden=32, batch_size=4, batch_length=8, updates=20,
                           eval_every=10, log_every=5, threads=1),
 }  # fmt: skip
@@ -356,9 +356,13 @@ def read_meta(folder: str | Path) -> dict:
     """What dataset.json in a folder says, {} if there is none; end with one sentence if it is damaged."""
     file = Path(folder) / "dataset.json"
     try:
-        return dict(json.loads(file.read_text())) if file.exists() else {}
-    except (OSError, ValueError, TypeError):
+        meta = json.loads(file.read_text()) if file.exists() else {}
+        bounds = np.array([meta.get("low", 0.0), meta.get("high", 0.0)], float)
+        if type(meta.get("num_actions", 1)) is not int or not np.isfinite(bounds).all():
+            raise ValueError
+    except (OSError, ValueError, TypeError, AttributeError):
         sys.exit(f"{file} is damaged: delete {folder} and collect its episodes anew.")
+    return meta
 
 
 def collected(folder: Path, episodes: int) -> bool:
@@ -378,7 +382,7 @@ class Episodes:
     """
 
     def __init__(self, folders, split: str, limit=0, device="cpu", actions: bool = True, shown=None, env_id: str = ""):
-        images, prev_actions, self.meta = [], [], {}
+        images, prev_actions, self.meta, begun = [], [], {}, None
         for folder in map(Path, folders):
             files, meta = sorted(folder.glob("*.npz")), read_meta(folder)
             if env_id and meta.get("env_id", env_id) != env_id:
@@ -389,13 +393,16 @@ class Episodes:
             held = {f for f in files if f.name.startswith("val_")} or held
             files = [f for f in files if (f in held) == (split == "val")]
             if not files:
-                sys.exit(f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder.")
+                few = f"{folder} has one episode only, which is held out: let import_data.py divide it, or add another."
+                none = f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder."
+                sys.exit(few if held else none)
             for file in files[: limit or None]:
-                image, prev_action = self.read(file, meta.get("num_actions"), actions)
+                image, prev_action = self.read(file, meta, actions)
                 images.append(image if shown is None else shown(torch.from_numpy(image)).numpy())
                 prev_actions.append(prev_action)
+                begun = begun or file
                 if images[-1].shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
-                    sys.exit(f"{file} has other image or action shapes than {files[0]}: use one environment.")
+                    sys.exit(f"{file} has other image or action shapes than {begun}: use one environment.")
             self.meta = self.meta or meta
         self.prev_action = torch.from_numpy(np.concatenate(prev_actions)).to(device)
         self.starts = torch.tensor([0, *np.cumsum([len(image) for image in images])])  # (episodes + 1,): episode i is
@@ -411,23 +418,32 @@ class Episodes:
         onehot = ((self.prev_action == 0) | (self.prev_action == 1)).all() and (self.prev_action.sum(-1) <= 1).all()
         self.discrete = "num_actions" in self.meta if self.meta else bool(onehot)
 
-    def read(self, file: Path, num_actions: int | None, actions: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, file: Path, meta: dict, actions: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
+        count = meta.get("num_actions")
+        low, high = (0, count - 1) if count else (np.array(meta.get(k, x)) for k, x in (("low", -1e30), ("high", 1e30)))
         try:
             with np.load(file, allow_pickle=False) as npz:
                 dreamer = "image" in npz
                 image = npz["image" if dreamer else "observations"]
+                if "is_first" in npz and npz["is_first"][1:].any():
+                    row = npz["is_first"][1:].argmax() + 1
+                    raise ValueError(f"another begins in row {row}, let import_data.py divide them")
                 prev_action = npz["action" if dreamer else "actions"] if actions else np.zeros((len(image), 0))
+                possible = (prev_action >= low - 1e-3) & (prev_action <= high + 1e-3)  # not a number: neither
+                if not possible.all():
+                    row = np.argwhere(~possible)[0][0]
+                    raise ValueError(f"action {prev_action[row]} in row {row} is impossible")
                 if actions and not dreamer:
-                    prev_action = prev_action if num_actions is None else np.eye(num_actions)[prev_action]
+                    prev_action = prev_action if count is None else np.eye(count)[prev_action]
                     prev_action = np.concatenate([np.zeros_like(prev_action[:1]), prev_action])
-        except (OSError, ValueError, KeyError, EOFError, IndexError, zipfile.BadZipFile, zlib.error) as error:
-            sys.exit(f"{file} is not a readable episode ({error}): delete it and run the collection again.")
-        if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or len(image) != len(prev_action):
-            shown = f"{image.shape} {image.dtype}"
-            sys.exit(f"{file} does not hold 64x64 uint8 pictures with one action each: it has {shown}.")
-        if prev_action.ndim != 2:
-            sys.exit(f"{file} has actions {prev_action.shape[1:]}, not one flat vector each: dataset.json is missing.")
+            if prev_action.ndim != 2:
+                raise ValueError(f"its actions are {prev_action.shape[1:]}, not flat vectors: dataset.json is missing")
+            if image.dtype != np.uint8 or image.shape[1:3] != (64, 64) or not 1 < len(image) == len(prev_action):
+                wanted = "64x64 uint8 pictures, two or more, and as many actions"
+                raise ValueError(f"its pictures are {image.shape} {image.dtype}, not {wanted}")
+        except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            sys.exit(f"{file} is not an episode of this format ({error}): correct it, or delete it and make it again.")
         return image, prev_action.astype(np.float32)
 
     def pictures(self, index: Tensor) -> Tensor:
@@ -821,6 +837,17 @@ class WorldModel(nn.Module):
 # --- training: what every training needs, once ---
 
 
+LIMITS = {name: ends for names, *ends in (  # what numbers can be, ends included
+    ("gamma lam epsilon kl_balance", 0, 1), ("balance", -1, 1), ("validation_share", 0.01, 0.99),
+    ("learning_rate lr", 1e-9, 1), ("clip grad_clip", 1e-6, 1e9), ("pixel_std_floor", 0.01, 255),
+    ("entropy entropy_start image_weight beta model_kl imitation_kl noise alpha sigma action_noise obs_weight", 0, 1e6),
+    ("target_entropy", -1e6, 1e6), ("env_steps pretrain seed_steps", 0, 1e8),
+    ("entropy_end free_nats", -1, 1e6), ("seed", 0, 2**31 - 1), ("updates", 0, 1e8), ("model_updates", 1, 1e8),
+    ("eval_episodes num_val_episodes", 0, 1e6), ("max_steps total_steps", 1, 1e8),
+    ("num_processes num_envs", 1, 4096), ("threads layers", 0, 1024), ("picture", 32, 64), ("dilation", 1, 63),
+) for name in names.split()}  # fmt: skip
+
+
 def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     """Command line to Args: --size picks the defaults (a column of `sizes`), every other flag overrides them."""
     argv = sys.argv[1:] if argv is None else argv
@@ -830,58 +857,61 @@ def parse_args(cls, sizes: dict, argv: list[str] | None = None):
         print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'CPU; --size paper needs a GPU, or months'})")
     if size not in sizes:
         sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
-    args = tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size}))
-    for name, value in vars(args).items():
-        least = 0 if name in ("seed", "updates", "layers") or not getattr(cls, name, 1) else 1
-        if type(value) is int and value < least:
-            sys.exit(f"--{name.replace('_', '-')} {value}: it must be {least} or more.")
-    return dataclasses.replace(args, size=size)
-
-
-def end_with(parent: int) -> None:
-    """End this process when the one that began it is gone: a kill -9 there leaves nobody at work here (not Windows)."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    return dataclasses.replace(tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size})), size=size)
 
 
 def begin(args) -> None:
-    """What every command does first: a stage that another command makes ends with it."""
-    if (maker := os.environ.get("STAGE_OF")) == str(os.getppid()):
-        end_with(int(maker))
+    """What every command does first: refuse impossible numbers; as a stage or a worker, end when its maker is gone."""
+    for name, value in vars(args).items():
+        low, high = LIMITS.get(name, (1 if getattr(type(args), name, 1) else 0, 10**6))  # a count
+        if type(value) in (int, float) and not low <= value <= high and value != getattr(type(args), name, None):
+            sys.exit(f"--{name.replace('_', '-')} {value}: it must lie between {low:.10g} and {high:.10g}.")
+        if name == "dilation" and value % 2 == 0 or name == "picture" and value % 32:
+            sys.exit(f"--{name} {value}: it must be {'odd' if name == 'dilation' else '32 or 64'}.")
+
+    def watch(maker: int) -> None:
+        while os.getppid() == maker:  # a kill -9 tells nobody (on Windows this neither)
+            time.sleep(0.5)
+        os._exit(1)
+
+    if (maker := os.environ.get("MAKER")) == str(os.getppid()):
+        threading.Thread(target=watch, args=[int(maker)], daemon=True).start()
 
 
 CLAIMED: dict[Path, FileLock] = {}  # folders that this process has taken
 
 
-def claim(folder: str | Path, make: bool = True) -> None:
+def claim(folder: str | Path, make: bool = True, room: int = 10**6) -> None:
     """Take a folder for this process until it ends, be it by kill -9; end with one sentence if that cannot be.
 
     make False: look whether it could be, and take it only if it exists, so that what is refused later leaves no folder.
     """
     folder = Path(folder).absolute()
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        problem = "cannot be written to" if there.is_dir() else "is a file"
+    problems = {"is a file": not there.is_dir(), "cannot be written to": not os.access(there, os.W_OK),
+                f"has no room for {room / 1e6:.0f} MB": shutil.disk_usage(there).free < room}  # fmt: skip
+    for problem in (text for text, true in problems.items() if true):
         sys.exit(f"{folder} cannot be used, because {there} {problem}: name another folder.")
-    if folder in CLAIMED or not (make or there == folder) or os.environ.get("RANK", "0") != "0":
+    if not (make or there == folder) or os.environ.get("RANK", "0") != "0":
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
+    lock = CLAIMED.get(folder) or FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        lock.is_locked or lock.acquire(timeout=0)
     except Timeout:
         sys.exit(f"{folder} is in use by another process: wait until it has ended, or name another folder.")
     CLAIMED[folder] = lock
 
 
+def home(root: str, env_id: str) -> Path:
+    """Folder of an environment in `root`, spelt as every file system takes it; older ones have the id as it is."""
+    old, new = Path(root) / env_id, Path(root) / re.sub(r"[^\w.-]", "_", env_id)
+    return old if old.exists() and not new.exists() else new
+
+
 def run_folder(args, name: str) -> Path:
     """The folder of a run, --run-dir or runs/<env_id>/<name>; end with one sentence if it is of no use."""
-    folder = Path(args.run_dir or f"runs/{args.env_id}/{name}")
+    folder = Path(args.run_dir) if args.run_dir else home("runs", args.env_id) / name
     if getattr(args, "eval_only", False) and not (folder / "checkpoint.pt").exists():
         sys.exit(f"No checkpoint at {folder / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
     claim(folder, make=False)
@@ -895,10 +925,26 @@ def write(path: Path, save) -> None:
         with open(temporary, "wb") as file:
             save(file)
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save makes a RuntimeError of a full disk
-        sys.exit(f"{path} cannot be written ({error}): what was there is whole; make room, then repeat the command.")
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def command(main, read, again: str = "goes on from the last checkpoint") -> None:
+    """Run main(read()) as a command: an interruption, and what cannot be written, end with one sentence."""
+    try:
+        main(read())
+    except KeyboardInterrupt:
+        sys.exit(f"\nInterrupted: the same command {again}.")
+    except OSError as error:  # a full disk, most of all
+        sys.exit(f"{error}: make room, or name another folder; the same command {again}.")
+
+
+def progress(total: int, form: str, **options) -> tqdm:
+    """A progress bar of the form `form`; a log file gets a line now and then instead."""
+    screen = sys.stdout.isatty()
+    lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
+    return tqdm(total=total, bar_format=form, file=sys.stdout if screen else lines,
+                mininterval=0.5 if screen else 30, **options)  # fmt: skip
 
 
 def start(args) -> torch.device:
@@ -924,7 +970,7 @@ def make(command: list[str], allowed: bool = True) -> None:
     if not allowed:
         sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
     print("$ python " + " ".join(command), flush=True)
-    if subprocess.run([sys.executable, *command], env=os.environ | {"STAGE_OF": str(os.getpid())}).returncode:
+    if subprocess.run([sys.executable, *command], env=os.environ | {"MAKER": str(os.getpid())}).returncode:
         sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
 
 
@@ -952,11 +998,13 @@ class Run:
         self.script = Path(sys.modules[type(args).__module__].__file__).stem
         self.marks, self.free = marks, self.free | {*free}
         self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
+        self.saved = 0  # the update of the last checkpoint
         distributed = dist.is_available() and dist.is_initialized()
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
         self.total = getattr(args, "updates", 0)
-        claim(self.folder)
+        size = sum(w.nbytes for part in parts.values() if isinstance(part, nn.Module) for w in part.parameters())
+        claim(self.folder, room=4 * size + 10**6)  # a checkpoint: weights and Adam's two means
         if self.file.exists():
             self.restore()
         self.set_rate()
@@ -976,8 +1024,7 @@ class Run:
         wrong = [k for k, v in kept.items() if getattr(self.args, k, v) != v]
         flag = lambda k: f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}"  # noqa: E731
         other = [flag(k) + f" {kept[k]}" * (type(kept[k]) is not bool) for k in wrong]
-        maker = f"{saved['script']}.py" if "script" in saved else "an older version"
-        other += [maker] if saved.get("script") != self.script else []
+        other += [f"{saved.get('script', 'an older version')}.py"] if saved.get("script") != self.script else []
         facts = {"dataset": self.facts.get("dataset")} | saved  # older world models do not say which
         other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if facts.get(k) != v]
         other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
@@ -996,7 +1043,7 @@ class Run:
         if same_device and self.cuda:
             torch.cuda.set_rng_state(own["cuda_rng"].cpu())
         self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
-        self.report = saved.get("report", {})  # the log's last row
+        self.report, self.saved = saved.get("report", {}), self.step  # report: the log's last row
         print(f"resuming {self.file} at update {self.step}")
 
     def save(self) -> None:
@@ -1011,21 +1058,21 @@ class Run:
         ranks = [own] * self.world
         if self.world > 1:
             dist.all_gather_object(ranks, own)
+        for part in same.values():
+            self.check({name: value.sum().item() for name, value in part.items() if torch.is_tensor(value)})
         if self.rank == 0:
             self.writer.flush()
             content = same | self.facts | {"ranks": ranks, "step": self.step, "seconds": time.time() - self.began}
             content |= {"best": self.best, "report": self.report, "script": self.script, "args": vars(self.args)}
             content |= {"versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
             write(self.file, lambda file: torch.save(content, file))
+        self.saved = self.step
 
     def steps(self, updates: int) -> Iterator[int]:
-        """Count the updates that are left, with a progress bar; a log file gets a line now and then instead."""
-        screen = sys.stdout.isatty()
+        """Count the updates that are left, with a progress bar."""
         self.total = updates or self.total
-        lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
-        self.bar = tqdm(total=updates, initial=self.step, unit=" updates", file=sys.stdout if screen else lines,
-                        mininterval=0.5 if screen else 30, disable=self.rank > 0 or not updates,
-                        bar_format="{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left")  # fmt: skip
+        form = "{n}/{total} ({percentage:.0f}%)  {desc}  {rate_fmt}  {remaining} left"
+        self.bar = progress(updates, form, initial=self.step, unit=" updates", disable=self.rank > 0 or not updates)
         while self.step < updates:
             self.set_rate()
             self.step += 1
@@ -1054,6 +1101,12 @@ class Run:
         """Whether something done every so many updates, and after the last one, is done now."""
         return self.step % every == 0 or self.step == self.total
 
+    def check(self, numbers: dict[str, float]) -> None:
+        """End a training that has gone wrong; its last checkpoint is kept."""
+        for name in (name for name, value in numbers.items() if not np.isfinite(value)):
+            kept = f"{self.file} of update {self.saved} is kept" if self.saved else "there is no checkpoint yet"
+            sys.exit(f"{name} is not finite at update {self.step}: lower --learning-rate or look for odd data; {kept}.")
+
     def log(self, metrics: dict, *shown: str) -> None:
         """Write metrics (numbers or tensors ()) to TensorBoard, and those named in `shown` beside the progress bar."""
         if self.rank > 0:
@@ -1062,8 +1115,12 @@ class Run:
         metrics = metrics | {"charts/seconds": now - self.began}
         metrics |= {"charts/SPS": (self.step - self.first) / (now - self.resumed)} if self.step > self.first else {}
         self.report |= {name: float(value) for name, value in metrics.items()}
+        self.check({k: v for k, v in self.report.items() if k in metrics and k.startswith(("losses/", "imagine/"))})
         for name in metrics:
             self.writer.add_scalar(name, self.report[name], self.step)
+        if "expert/action_agreement" in metrics and self.saved == 0:
+            self.bar.write("latent_distance, L_d: how far its dreams are from the expert's held-out games, 0 the same; "
+                           "action_agreement: the share of the expert's actions that it would choose")  # fmt: skip
         texts = (f"{name.split('/')[1]} {self.report[name]:.4g}" for name in shown if name in self.report)
         self.bar.set_description_str("  ".join(texts), refresh=False)
 
@@ -1072,61 +1129,99 @@ class Run:
 
         The torch random state is restored, so playing more often does not change the training.
         """
-        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.cuda else []):
+        bar = progress(episodes, "{n}/{total} games, {remaining} left", disable=name == "episodes.csv")
+        with self.own_noise():
             torch.manual_seed(seed)
-            played = sorted(play(games, act, range(seed, seed + episodes), (seed,)), key=lambda game: game["seed"])
+            played = [(game, bar.update())[0] for game in play(games, act, range(seed, seed + episodes), (seed,))]
+        bar.close()
+        played.sort(key=lambda game: game["seed"])
         with open(self.folder / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
             csv.writer(out).writerows([step, game["seed"], game["return"], game["length"]] for game in played)
         return np.array([game["return"] for game in played]), played[0]["observations"][:2000]
 
-    def validate(self, games: Games, act) -> dict[str, float]:
-        """Play --quick-episodes games, and remember the best mean return: what is logged of them."""
-        returns, _ = self.play(games, act, self.args.quick_episodes, 20_000, "episodes.csv", self.step)
+    def own_noise(self):
+        """A context after which the torch random state is as it was before, so that the training goes on the same."""
+        return torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.cuda else [])
+
+    @torch.no_grad()
+    def draw(self, model, data: Episodes, feat: Tensor, starts: Tensor) -> None:
+        """Log what the model foresees of data with features feat (rows, F), and write it to dream.png."""
+        horizon, steps = min(15, int(starts.diff().max()) - 1), torch.arange(0, 16, 3)
+        rows = window_starts(starts, horizon + 1)
+        target = rows[len(rows) // 2] + steps[steps <= horizon]  # (steps,)
+        with self.own_noise():
+            dream = model.imagine(lambda _, t: data.prev_action[target[:1] + t + 1], feat[target[:1]], horizon)[0]
+        drawn = (model.preprocess(data.pictures(target)), model.decode(feat[target]), model.decode(dream[::3, 0]))
+        truth, posterior, drawn = map(model.to_pixels, drawn)
+        # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start
+        panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, 64, 64, C)
+        panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
+        self.writer.add_image("world_model/truth_posterior_dream_error", panel, self.step, dataformats="HWC")
+        picture, scale = Image.fromarray(panel.squeeze()), 512 // len(panel)
+        picture.resize((scale * picture.width, scale * picture.height), 0).save(self.folder / "dream.png")
+
+    def validate(self, games, act) -> dict[str, float]:
+        """Play --quick-episodes games, and remember the best mean return: what is logged of them. Offline: nothing."""
+        if not self.args.eval_episodes:
+            return {}
+        count = self.args.quick_episodes
+        returns, _ = self.play(games(count), act, count, 20_000, "episodes.csv", self.step)
         self.best = max(self.best, float(returns.mean()))
         return self.score(returns)
 
     def score(self, returns: np.ndarray) -> dict[str, float]:
-        """What is logged of returns: mean, standard deviation and score, 0 random, 1 expert."""
+        """What is logged of returns: mean, standard deviation and, if known, score, 0 random, 1 expert."""
         mean, expert, random = float(returns.mean()), self.marks["expert"], self.marks["random"]
         score = (mean - random) / ((expert - random) or 1.0)
-        return {"eval/return_mean": mean, "eval/return_std": float(returns.std()), "eval/return_vs_expert": score}
+        known = {"eval/return_vs_expert": score} if np.isfinite(score) else {}
+        return {"eval/return_mean": mean, "eval/return_std": float(returns.std())} | known
 
     def finish(self, games, policy, sources: dict, another=None) -> dict:
         """Final evaluation by policy() in games(), whole games, printed and stored with `sources`; the report.
 
-        With --eval-consecutive K it plays again after each of K - 1 further updates, another().
+        With --eval-consecutive K it plays again after each of K - 1 further updates, another(). Without --eval-episodes
+        nothing is played.
         """
         only, n, clip, result = self.args.eval_only, self.args.eval_episodes, None, self.folder / "result.json"
         returns, kind = np.zeros((getattr(self.args, "eval_consecutive", 1), n)), "eval_only" if only else "final"
         (self.folder / f"{kind}_episodes.csv").unlink(missing_ok=True)
-        for k in range(len(returns)):
+        print(f"final evaluation: {returns.size} whole games, played by the policy of update {self.step}", flush=True)
+        for k in range(len(returns) if n else 0):
             if k:
                 another()
             returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
-        if not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # not a second time
+        if n and not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # only once
             self.log(self.score(returns))
         self.writer.close()
-        self.report |= self.score(returns) | {f"{who}_return": value for who, value in self.marks.items()}
+        self.report |= {f"{who}_return": value for who, value in self.marks.items()}
         self.report |= {"step": self.step, "best_validation": self.best if np.isfinite(self.best) else None}
-        mean = self.report["eval/return_mean"]
-        self.report |= {"percent_of_expert": 100 * mean / (self.marks["expert"] or 1.0)}
+        if n:
+            self.report |= self.score(returns)
+            self.report |= {"percent_of_expert": 100 * returns.mean() / (self.marks["expert"] or 1.0)}
         everything = self.report | sources | {"args": vars(self.args), "returns": returns.flatten().tolist()}
         odd = lambda v: isinstance(v, float) and not np.isfinite(v)  # noqa: E731  (JSON has no NaN)
         strict = {k: None if odd(v) else v for k, v in everything.items()}
         result = self.folder / "eval_only.json" if only else result
         write(result, lambda file: file.write(json.dumps(strict, indent=1).encode()))
-        if clip.dtype == np.uint8:  # three times the size
+        if clip is not None and clip.dtype == np.uint8:  # three times the size
             pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
             pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
-        error = returns.mean(0).std() / max(n - 1, 1) ** 0.5  # over games, each K times the same
         print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates")
-        print(f"  {sources.get('method', self.script):10s}{mean:8.1f} +- {error:.1f} (standard error)")
-        for who, value in self.marks.items():
+        if n:
+            error = returns.mean(0).std() / max(n - 1, 1) ** 0.5  # over games, each K times the same
+            print(f"  {sources.get('method', self.script):10s}{returns.mean():8.1f} +- {error:.1f} (standard error)")
+        for who, value in ((who, value) for who, value in self.marks.items() if np.isfinite(value)):
             print(f"  {who:10s}{value:8.1f}" + "  (the expert's actions in random order)" * (who == "shuffled"))
-        print(f"  score     {self.report['eval/return_vs_expert']:8.2f}  (0 random, 1 expert)")
+        for name, text in (("eval/return_vs_expert", "score     {:8.2f}  (0 random, 1 expert)"),
+                           ("expert/latent_distance", "L_d       {:8.2f}  (0: dreams like the expert's games)"),
+                           ("expert/action_agreement", "agreement {:8.2f}  (1: the expert's actions)")):  # fmt: skip
+            if name in self.report:
+                print("  " + text.format(self.report[name]))
+        if n and "demonstrations" in sources:
+            print(f"  percent   {self.report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
         random = self.marks["random"]
-        if self.best > random and mean - random < 0.5 * (self.best - random):
+        if n and self.best > random and returns.mean() - random < 0.5 * (self.best - random):
             print(f"  collapsed: {self.best:.1f} was reached in a validation before, twice as far above random or more")
         return self.report
 
@@ -1178,6 +1273,8 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
         model = WorldModel(content["config"])
         older = lambda name: re.sub(r"^prior\.", "priors.0.", name)  # noqa: E731
         model.load_state_dict({older(name): value.float() for name, value in content["model"].items()})
+        if not all(value.isfinite().all() for value in model.state_dict().values()):
+            raise ArithmeticError
     except Exception as error:
         sys.exit(f"{path} is not a world model of this project ({type(error).__name__}): train it again.")
     if env_id and content.get("env_id", env_id) != env_id:
@@ -1194,7 +1291,7 @@ def model_config(args: Args, channels: int, action_size: int) -> dict:
 
 @torch.no_grad()
 def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2, count: int = 128):
-    """Errors on held-out episodes, open loop with the true actions from `count` states, and a strip of pictures.
+    """Errors on held-out episodes, open loop with the true actions from `count` states; their features and starts.
 
     Moving error, 1, 5, 10 and 15 steps ahead: squared error where things move (pixels that leave the median picture of
     the 21 frames around the target at any of them), as a share of that median picture's own: 0 perfect, 1 what moves is
@@ -1206,7 +1303,7 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
     horizon = min(horizon, int(starts.diff().max()) - 1)
     picture = lambda row: model.preprocess(data.pictures(row))  # noqa: E731
     error = lambda left, right: (left - right).square().sum((-3, -2, -1)).mean().item()  # noqa: E731
-    share = lambda drawn, row: error(drawn, picture(row)) / error(picture(row), 0)  # noqa: E731
+    share = lambda drawn, row: error(drawn, picture(row)) / max(error(picture(row), 0), 1e-3)  # noqa: E731
     edges = {"start": [(a, min(a + 100, b)) for a, b in zip(starts, starts[1:])],
              "end": [(max(a, b - 100), b) for a, b in zip(starts, starts[1:])]}  # fmt: skip
     rows = {name: torch.cat([torch.arange(a, b) for a, b in pairs]) for name, pairs in edges.items()}
@@ -1228,30 +1325,19 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
         if step in (1, 15):
             metrics[f"open_loop_error_{step}"] = share(drawn, target)
     metrics["copy_error_15"] = share(picture(first), first + horizon)
-    # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start in the middle
-    steps = torch.arange(0, horizon + 1, 3)
-    target = first[count // 2] + steps
-    truth, posterior, drawn = (model.to_pixels(pictures) for pictures in (
-        picture(target), model.decode(feat[target]), model.decode(dream[steps, count // 2])))  # fmt: skip
-    panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, 64, 64, C)
-    panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2)
-    return {f"world_model/{name}": value for name, value in metrics.items()}, panel.byte().cpu().numpy()
+    return {f"world_model/{name}": value for name, value in metrics.items()}, feat, starts
 
 
 def main(args: Args) -> dict:
     device, world = start(args), int(os.environ.get("WORLD_SIZE", 1))
-    if args.dilation > 1 and args.dilation % 2 == 0:
-        sys.exit("--dilation must be odd: it is the width of a window around each pixel.")
-    if args.picture not in (32, 64):
-        sys.exit(f"--picture {args.picture}: pictures of 32 or 64 pixels a side can be trained on.")
     if args.batch_size % world:
         sys.exit("--batch-size must be a multiple of the number of processes.")
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
     run_dir = run_folder(args, f"world_model-{args.size}")
-    folders = [f"data/{args.env_id}/{name}" for name in ("world", "expert")]
-    folders = args.data_dir.split(",") if args.data_dir else [f for f in folders if Path(f).exists()]
+    folders = [home("data", args.env_id) / name for name in ("world", "expert")]
+    folders = args.data_dir.split(",") if args.data_dir else [folder for folder in folders if folder.exists()]
     if not folders:
         sys.exit(f"No dataset: run python collect_data.py --env-id {args.env_id} --name world, or give --data-dir.")
 
@@ -1289,14 +1375,11 @@ def main(args: Args) -> dict:
     for step in run.steps(args.updates):
         metrics, streams.state = update(*streams.next(), *streams.state)
         if run.due(args.eval_every) and rank == 0:
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-                errors, panel = validate(model, held_out)  # must not change the training noise
+            with run.own_noise():
+                errors, *encoded = validate(model, held_out)  # must not change the training noise
+            run.draw(model, held_out, *encoded)
             metrics = metrics | errors
             run.bar.write("  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
-            run.writer.add_image("world_model/truth_posterior_dream_error", panel, step, dataformats="HWC")
-            picture = Image.fromarray(panel.squeeze())
-            scale = 128 // args.picture
-            picture.resize((scale * picture.width, scale * picture.height), 0).save(run.folder / "dream.png")
         if run.due(args.eval_every) or run.due(args.log_every):
             frames = (step - run.first) * args.batch_size * args.batch_length
             metrics = metrics | {"charts/frames_per_second": frames / (time.time() - run.resumed)}
@@ -1312,7 +1395,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(Args, SIZES))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command goes on from the last checkpoint.")
+    command(main, lambda: parse_args(Args, SIZES))

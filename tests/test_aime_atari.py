@@ -233,7 +233,7 @@ def run(recorded, trained, tmp_path_factory):
 
 def test_run_writes_its_files_and_logs_its_keys(run):
     run_dir, result = run
-    files = {"checkpoint.pt", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif", ".lock"}
+    files = {"checkpoint.pt", "episodes.csv", "final_episodes.csv", "result.json", "agent.gif", "dream.png", ".lock"}
     assert files == {path.name for path in run_dir.iterdir() if "tfevents" not in path.name}
     log = read_log(run_dir)
     assert {name for _, name in log} == LOG_KEYS and {step for step, _ in log} == {5, 10, 15, 20}

@@ -66,7 +66,7 @@ def counting_args(folder, **changes) -> Args:
 
 
 def load(folder, env_id="Counting-v0", name="expert") -> dict[str, dict]:
-    files = sorted((Path(folder) / env_id / name).glob("*.npz"))
+    files = sorted((Path(folder) / env_id.replace(":", "_") / name).glob("*.npz"))
     return {file.name: dict(np.load(file)) for file in files}
 
 
@@ -291,8 +291,8 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
         ({"expert": "embedded"}, "no embedded expert"),
         ({"expert": "nothing.zip"}, "nothing.zip"),
         ({"expert": "no_such_module:policy"}, "no_such_module"),
-        ({"epsilon": 2.0}, "0 to 1"),
-        ({"num_envs": 0}, "1 or more"),
+        ({"epsilon": 2.0}, "between 0 and 1"),
+        ({"num_envs": 0}, "between 1 and"),
     ):
         with pytest.raises(SystemExit, match=sentence):
             main(counting_args(tmp_path, **change))

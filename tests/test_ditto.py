@@ -228,6 +228,7 @@ def test_reward_compares_equal_time_steps(recorded, tmp_path, exact_model, monke
     imagine = tiny.ExactModel.imagine
     replay = lambda model, act, feat, H: imagine(model, lambda feat, t: data.prev_action[drawn[-1][t + 1]], feat, H)  # noqa: E731
     monkeypatch.setattr(tiny.ExactModel, "imagine", replay)
+    monkeypatch.setattr(world_model.Run, "draw", lambda *it: None)  # it imagines too
     where = {"data_dir": str(recorded / "expert"), "run_dir": str(tmp_path)}
     ditto.main(tiny.exact_args(ditto, **where, updates=1, log_every=1))
     agent, expert = seen[0]
@@ -679,7 +680,7 @@ def test_a_run_moves_between_devices(recorded, trained, run, tmp_path):
 @pytest.mark.parametrize("flag", ["--num-expert-episodes", "--horizon", "--eval-every", "--quick-episodes", "--layers"])
 def test_counts_that_make_no_sense_are_refused(flag):
     with pytest.raises(SystemExit, match=flag) as stop:
-        world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", flag, "-1"])
+        ditto.main(world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", flag, "-1"]))
     assert_one_sentence(stop)
     assert world_model.parse_args(Args, ditto.SIZES, ["--size", "debug", "--updates", "0"]).updates == 0
 

@@ -1,5 +1,6 @@
 """What the README promises of interrupted work, other people's data and bad input, tried out."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,16 +9,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tiny
+import tiny_dmc
 import torch
+import tyro
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_one_sentence, read_log, same_tensors
 
+import aime
+import aime_atari
+import bc_pixels
+import bco
 import collect_data
+import d_bc
+import d_gail
 import ditto
+import dmc
 import expert_policies
+import train_expert
 import world_model
 from world_model import Episodes
 
@@ -273,3 +286,283 @@ def test_a_table_that_a_power_failure_tore_is_mended(recorded, trained, tmp_path
     (tmp_path / "episodes.csv").write_bytes(whole + tail)
     ditto.main(args)
     assert (tmp_path / "episodes.csv").read_bytes() == whole and whole.count(b"\n") == 3
+
+
+# numbers out of their range, and data that cannot be
+
+SCRIPTS = [world_model, ditto, d_gail, d_bc, bc_pixels, aime_atari]
+
+
+@pytest.mark.parametrize(
+    "module, flag, value",
+    [(world_model, *pair) for pair in (
+        ("--seed", "-1"), ("--seed", "9999999999"), ("--learning-rate", "inf"), ("--learning-rate", "-1"),
+        ("--beta", "-1"), ("--kl-balance", "7"), ("--pixel-std-floor", "0"), ("--grad-clip", "0"),
+        ("--image-weight", "nan"), ("--dilation", "999"), ("--dilation", "4"), ("--picture", "48"),
+        ("--batch-size", "1000000000"), ("--threads", "1000000"), ("--deter", "0"), ("--updates", "-1"))]
+    + [(ditto, *pair) for pair in (
+        ("--gamma", "5"), ("--gamma", "nan"), ("--lam", "-3"), ("--entropy", "nan"), ("--entropy-end", "nan"),
+        ("--learning-rate", "nan"), ("--seed", "-1"), ("--horizon", "0"), ("--layers", "-1"), ("--eval-every", "0"))]
+    + [(bc_pixels, "--dilation", "4"), (aime_atari, "--grad-clip", "nan"), (aime, "--free-nats", "-2"),
+       (aime, "--model-kl", "inf"), (bco, "--validation-share", "1"), (collect_data, "--epsilon", "2"),
+       (collect_data, "--max-steps", "1000000000000"), (collect_data, "--num-envs", "0"), (dmc, "--noise", "nan"),
+       (dmc, "--learning-rate", "0"), (train_expert, "--lr", "nan"), (train_expert, "--clip", "-1")],
+)  # fmt: skip
+def test_numbers_out_of_their_range_are_refused(module, flag, value, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if hasattr(module, "SIZES"):
+        args = world_model.parse_args(module.Args, module.SIZES, ["--size", "debug", flag, value])
+    else:
+        args = tyro.cli(module.Args, args=[flag, value])
+    with pytest.raises(SystemExit, match=f"^{flag} ") as stop:
+        module.main(args)
+    assert_one_sentence(stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_number_has_a_range_and_every_default_lies_in_it():
+    for module in (collect_data, train_expert, world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco, dmc):
+        sizes = getattr(module, "SIZES", {"": {}})
+        for values in sizes.values():
+            world_model.begin(module.Args(**values))
+        for field in dataclasses.fields(module.Args):
+            assert field.type is not float or field.name in world_model.LIMITS, (module, field.name)
+
+
+def damaged(recorded: Path, folder: Path, change) -> Path:
+    """The demonstrations with change(arrays) in one file."""
+    shutil.copytree(recorded / "expert", folder)
+    file = folder / "train_00001.npz"
+    with np.load(file) as npz:
+        arrays = dict(npz)
+    change(arrays)
+    np.savez(file, **arrays)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        (lambda it: it["actions"].__setitem__(3, -1), "action -1 in row 3"),
+        (lambda it: it["actions"].__setitem__(2, 3), "action 3 in row 2"),
+        (lambda it: it.update(actions=np.where(np.arange(16) == 5, np.nan, 0)), "action nan in row 5"),
+        (lambda it: it.update(is_first=np.arange(17) % 8 == 0), "another begins in row 8, let import_data.py"),
+        (lambda it: it.update(observations=it["observations"][:1], actions=it["actions"][:0]), "two or more"),
+        (lambda it: it.update(observations=it["observations"][:0], actions=it["actions"][:0]), "not an episode"),
+        (lambda it: it.update(actions=it["actions"][:9]), "as many actions"),
+    ],
+)
+def test_impossible_episodes_are_named(recorded, tmp_path, change, text):
+    folder = damaged(recorded, tmp_path / "data", change)
+    with pytest.raises(SystemExit, match=f"train_00001.npz .*{text}") as stop:
+        Episodes([folder], "train")
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("action", [np.nan, np.inf, -np.inf, 1e9])
+def test_impossible_continuous_actions_are_named(tmp_path, action):
+    for name in ("train_00000", "val_00000"):
+        actions = np.zeros((6, 2), np.float32)
+        actions[4, 1] = action
+        tiny.write_episode(tmp_path / f"{name}.npz", np.zeros((7, 64, 64, 1), np.uint8), actions)
+    (tmp_path / "dataset.json").write_text(json.dumps({"low": [-1, -1], "high": [1, 1]}))
+    with pytest.raises(SystemExit, match="train_00000.npz .* in row 4 is impossible") as stop:
+        Episodes([tmp_path], "train")
+    assert_one_sentence(stop)
+
+
+def test_a_trajectory_that_is_not_finite_is_named(tmp_path):
+    folder = tiny_dmc.write_trajectories(tmp_path / "walker", 2)
+    for key, row in (("height", 3), ("pre_action", 5)):
+        tiny_dmc.rewrite(folder, lambda it: it | {key: np.where(np.arange(len(it[key])) == row, np.nan, it[key].T).T})
+        with pytest.raises(SystemExit, match=f"0.npz .*row {row} is not finite") as stop:
+            dmc.Trajectories([str(folder)], {"height": 1})
+        assert_one_sentence(stop)
+        tiny_dmc.write_trajectories(folder, 2)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '"x"', '{"num_actions": "x"}', '{"low": "x"}', '{"low": [NaN]}'])
+def test_damaged_metadata_is_named(counting, content):
+    (counting / "dataset.json").write_text(content)
+    with pytest.raises(SystemExit, match="dataset.json is damaged") as stop:
+        Episodes([counting], "train")
+    assert_one_sentence(stop)
+
+
+def test_a_folder_with_one_episode_says_what_to_do(counting):
+    for file in sorted(counting.glob("*.npz"))[1:]:
+        file.unlink()
+    with pytest.raises(SystemExit, match="one episode only.*import_data.py") as stop:
+        Episodes([counting], "train")
+    assert_one_sentence(stop)
+
+
+def test_two_games_in_one_training_are_told_apart(counting, tmp_path):
+    other = tiny.counting_episodes(tmp_path / "other", num_actions=4)
+    with pytest.raises(SystemExit, match="other/train_00000.npz has other .* than .*counting/train_00000.npz"):
+        Episodes([counting, other], "train")
+    (other / "dataset.json").write_text(json.dumps({"env_id": "Pong-v0", "num_actions": 3}))
+    with pytest.raises(SystemExit, match="other is of Pong-v0, not of Blocks-v0") as stop:
+        Episodes([counting, other], "train", env_id="Blocks-v0")
+    assert_one_sentence(stop)
+
+
+def test_a_world_model_of_nan_is_refused(trained, tmp_path):
+    saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+    saved["model"]["gru.weight_hh"][3, 4] = torch.nan
+    torch.save(saved, tmp_path / "nan.pt")
+    with pytest.raises(SystemExit, match="nan.pt is not a world model.*train it again") as stop:
+        world_model.load_world_model(tmp_path / "nan.pt")
+    assert_one_sentence(stop)
+
+
+@pytest.mark.parametrize("what", ["loss", "weight"])
+def test_a_training_that_diverges_stops_and_keeps_its_last_checkpoint(recorded, trained, tmp_path, monkeypatch, what):
+    loss = ditto.agent_loss
+
+    def broken(args, model, actor, *rest):
+        value, metrics = loss(args, model, actor, *rest)
+        if len(list(tmp_path.glob("checkpoint.pt"))):
+            if what == "loss":
+                metrics["losses/value"] = metrics["losses/value"] * torch.nan
+            else:
+                value = value * torch.inf
+        return value, metrics
+
+    monkeypatch.setattr(ditto, "agent_loss", broken)
+    named = "losses/value is not finite at update 6" if what == "loss" else "is not finite at update (6|8|10)"
+    with pytest.raises(SystemExit, match=f"({named}): lower --learning-rate .* of update 5 is kept") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path, updates=20, eval_every=5, log_every=2))
+    assert_one_sentence(stop)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 5 and all(value.isfinite().all() for value in saved["actor"].values())
+
+
+def test_pictures_that_never_change_have_finite_errors(tmp_path):
+    for name in ("train_00000", "train_00001", "val_00000"):
+        tiny.write_episode(tmp_path / f"{name}.npz", np.full((30, 64, 64, 1), 9, np.uint8), np.zeros(29, int))
+    (tmp_path / "dataset.json").write_text(json.dumps({"num_actions": 3}))
+    args = tiny.debug_args(world_model, data_dir=str(tmp_path), run_dir=str(tmp_path / "run"), updates=4, eval_every=2)
+    world_model.main(args)
+    assert np.isfinite(list(read_log(tmp_path / "run").values())).all()
+
+
+# folders that cannot be written to
+
+
+class Full:
+    """A file on a full disk."""
+
+    def __init__(self, path, *mode):
+        self.file = open(path, *mode)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *it):
+        self.file.close()
+
+    def write(self, text):
+        raise OSError(28, "No space left on device")
+
+    def flush(self):
+        pass
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_whole(recorded, trained, tmp_path, monkeypatch):
+    args = debug_args(recorded, trained, tmp_path, updates=5, eval_every=5)
+    ditto.main(args)
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    monkeypatch.setattr(world_model, "open", Full, raising=False)
+    args.updates = 10
+    with pytest.raises(SystemExit, match="No space left on device.*make room") as stop:
+        world_model.command(ditto.main, lambda: args)
+    assert_one_sentence(stop)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_disk_that_is_full_already_is_noticed_before_the_work(recorded, trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(world_model.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(SystemExit, match="has no room for 1 MB: name another folder") as stop:
+        ditto.main(debug_args(recorded, trained, tmp_path / "run"))
+    assert_one_sentence(stop)
+    with pytest.raises(SystemExit, match="has no room"):
+        collect_data.main(collect_args(tmp_path / "data"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("module", SCRIPTS)
+def test_a_run_folder_that_is_a_file_is_named_first(module, tmp_path):
+    (tmp_path / "file").touch()
+    for name in ("file", "file/below"):
+        with pytest.raises(SystemExit, match="is a file: name another folder") as stop:
+            module.main(tiny.debug_args(module, run_dir=str(tmp_path / name), data_dir="nowhere"))
+        assert_one_sentence(stop)
+    with pytest.raises(SystemExit, match="is a file: name another folder"):
+        collect_data.main(collect_args(tmp_path / "file"))
+
+
+# offline, and names of folders
+
+
+@pytest.fixture
+def unknown(recorded, tmp_path):
+    """Demonstrations of an environment that Gymnasium does not know, without returns, by people."""
+    folder = tmp_path / "people"
+    shutil.copytree(recorded / "expert", folder)
+    meta = {"env_id": "robot:Arm/Left-v7", "num_actions": 3, "complete": True}
+    (folder / "dataset.json").write_text(json.dumps(meta))
+    return folder
+
+
+@pytest.mark.parametrize("module", SCRIPTS[1:])
+def test_offline_without_an_environment(unknown, trained, tmp_path, capsys, module):
+    changes = {"data_dir": str(unknown), "env_id": "robot:Arm/Left-v7", "run_dir": str(tmp_path / "run")}
+    if module is not bc_pixels:
+        saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
+        torch.save(saved | {"env_id": "robot:Arm/Left-v7"}, tmp_path / "model.pt")
+        changes["world_model"] = str(tmp_path / "model.pt")
+    args = tiny.debug_args(module, **changes, updates=10, eval_episodes=0)
+    for args.eval_only in (False, True):
+        report = module.main(args)
+        result = json.loads((tmp_path / "run" / ("eval_only.json" if args.eval_only else "result.json")).read_text())
+        assert result["returns"] == [] and not any("return_mean" in key or "nan" in str(key) for key in result)
+        assert 0 <= report["expert/action_agreement"] <= 1 and result["step"] == 10
+        assert ("expert/latent_distance" in result) == (module is not bc_pixels)
+    out = capsys.readouterr().out
+    assert "nan" not in out and "agreement" in out and not (tmp_path / "run" / "agent.gif").exists()
+    assert (tmp_path / "run" / "dream.png").exists() == (module is not bc_pixels)
+
+
+def test_offline_the_world_model_learns_from_the_demonstrations_only(unknown, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    commands = []
+    monkeypatch.setattr(ditto, "make", lambda command, allowed: commands.append(command))
+    monkeypatch.setattr(ditto, "finished", lambda checkpoint: bool(commands))
+    path = ditto.trained_world_model(tiny.debug_args(ditto, env_id="robot:Arm/Left-v7", eval_episodes=0), unknown)
+    assert path == Path("runs/robot_Arm_Left-v7/world_model-debug/checkpoint.pt")
+    ((*_, folder, threads, one, cuda),) = commands
+    assert folder == str(unknown) and commands[0][0] == "world_model.py"
+    assert "learns from nothing else" in capsys.readouterr().out
+
+
+def test_one_spelling_of_folders_everywhere_and_older_ones_are_found(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert world_model.home("runs", "ALE/Pong-v5") == Path("runs/ALE_Pong-v5")
+    assert world_model.home("runs", "PongNoFrameskip-v4") == Path("runs/PongNoFrameskip-v4")
+    collect_data.main(collect_args(Path("data"), env_id="tiny:Blocks-v0"))
+    assert world_model.collected(Path("data/tiny_Blocks-v0/expert"), 3)
+    args = tiny.debug_args(bc_pixels, env_id="tiny:Blocks-v0", size="small")
+    args.num_expert_episodes = 3
+    assert bc_pixels.expert_dataset(args) == Path("data/tiny_Blocks-v0/expert")
+    Path("data/tiny_Blocks-v0").rename("data/tiny:Blocks-v0")
+    assert bc_pixels.expert_dataset(args) == Path("data/tiny:Blocks-v0/expert")
+
+
+def test_what_is_said_while_one_waits(recorded, trained, tmp_path, capsys):
+    ditto.main(debug_args(recorded, trained, tmp_path, updates=10, eval_every=5))
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("L_d: how far" in line for line in lines) == 1
+    assert "final evaluation: 2 whole games, played by the policy of update 10" in lines
+    assert any(line.startswith("2/2 games") for line in lines) and not any("nan" in line for line in lines)
+    assert (tmp_path / "dream.png").exists()

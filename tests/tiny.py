@@ -113,6 +113,17 @@ class ExactModel(nn.Module):
     def filter_step(self, state, image: Tensor, prev_action: Tensor, is_first: Tensor):
         return self.encode(image[None], prev_action[None], is_first[None], state)[-1]
 
+    def preprocess(self, image: Tensor) -> Tensor:
+        return image.movedim(-1, -3).float()
+
+    def decode(self, feat: Tensor) -> Tensor:
+        """Both blocks as `Blocks.picture` draws them, (..., 1, 64, 64)."""
+        columns = feat[..., : 2 * CELLS].unflatten(-1, (2, CELLS)).repeat_interleave(8, -1)  # (..., 2, 64)
+        return 20 + 230 * columns.repeat_interleave(32, -2)[..., None, :, :]
+
+    def to_pixels(self, pictures: Tensor) -> Tensor:
+        return pictures.movedim(-3, -1)
+
     def imagine_step(self, state, action: Tensor) -> tuple[Tensor, Tensor]:
         deter, stoch = state
         place = (deter[:, :CELLS].argmax(-1) + action.argmax(-1) - 1).clamp(0, CELLS - 1)
