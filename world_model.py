@@ -943,7 +943,7 @@ def progress(total: int, form: str, **options) -> tqdm:
     """A progress bar of the form `form`; a log file gets a line now and then instead."""
     screen = sys.stdout.isatty()
     lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
-    return tqdm(total=total, bar_format=form, file=sys.stdout if screen else lines,
+    return tqdm(total=total, bar_format=form, file=sys.stdout if screen else lines, position=0,
                 mininterval=0.5 if screen else 30, **options)  # fmt: skip
 
 

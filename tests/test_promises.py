@@ -188,7 +188,9 @@ def test_workers_end_with_their_command(tmp_path, end):
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "tests")]), "MARK": str(tmp_path)}
     options = ["--env-id", "tiny:Blocks-v0", "--expert", "slow:policy", "--data-dir", str(tmp_path / "data")]
     command = [sys.executable, "collect_data.py", *options, "--num-processes", "2", "--num-episodes", "40"]
-    first = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    heeds = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731  (a background shell ignores Ctrl-C)
+    first = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                             preexec_fn=heeds)  # fmt: skip
     until = time.time() + 120
     while not list(tmp_path.glob("data/**/train_*.npz")) and time.time() < until:
         time.sleep(0.2)
