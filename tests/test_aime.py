@@ -167,7 +167,8 @@ def test_an_action_moves_the_state_of_its_own_row_and_is_chosen_in_the_row_befor
         assert torch.equal(asked[t][:, :8], deter[t - 1])
     prev_action = prev_action.clone()
     prev_action[2] *= -1
-    moved = (clip_evidence(model, obs, prev_action)[3][..., :8] - deter).abs().amax((1, 2)) > 1e-5  # products of other shapes round otherwise
+    # products of other shapes round otherwise, so not exactly 0
+    moved = (clip_evidence(model, obs, prev_action)[3][..., :8] - deter).abs().amax((1, 2)) > 1e-5
     assert moved.tolist() == [False, False, True, True, True]
 
 
