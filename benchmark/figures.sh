@@ -17,7 +17,7 @@ small)
     python benchmark/plot.py --figure training --csv benchmark/results/breakout.csv --env-ids BreakoutNoFrameskip-v4 --scripts ditto d_bc d_gail --num-expert-episodes 30 --variants gpu32 --out docs/training_Breakout.png
     # why DITTO is behind on Breakout, and the world model's error through training (its commands: docs/ditto.md)
     python benchmark/run_grid.py --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 --jobs 2 --results benchmark/results/breakout.csv --variants "gamma80: --gamma 0.8" "gamma50: --gamma 0.5" "h3: --horizon 3" --options="--size small --threads 1 --eval-every 1500"
-    python benchmark/plot.py --figure variants --csv benchmark/results/breakout.csv --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants gpu32 baseline gamma80 gamma50 h3 full --out docs/ablation_Breakout.png
+    python benchmark/plot.py --figure variants --csv benchmark/results/breakout.csv --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants readme gpu32 baseline gamma80 gamma50 h3 full --out docs/ablation_Breakout.png
     python benchmark/plot.py --figure model --csv benchmark/results/gpu_breakout_world_model_metrics.csv --variants C32 B32 --out docs/moving_error_Breakout.png
     # Figure 3: final return against the number of expert episodes, and the table; on Acrobot from pixels too, whose
     # world model and 36 demonstrations are shipped as well
