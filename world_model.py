@@ -943,7 +943,7 @@ def progress(total: int, form: str, **options) -> tqdm:
     screen = sys.stdout.isatty()
     lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
     return tqdm(total=total, bar_format=form, file=sys.stdout if screen else lines,
-                mininterval=0.5 if screen else 30, **options)  # fmt: skip
+                mininterval=0.5 if screen else 30, position=0, **options)  # fmt: skip
 
 
 def start(args) -> torch.device:
