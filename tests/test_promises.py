@@ -568,3 +568,19 @@ def test_what_is_said_while_one_waits(recorded, trained, tmp_path, capsys):
     assert "final evaluation: 2 whole games, played by the policy of update 10" in lines
     assert any(line.startswith("2/2 games") for line in lines) and not any("nan" in line for line in lines)
     assert (tmp_path / "dream.png").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in kilobytes there")
+def test_pictures_are_held_once_while_they_are_read(tmp_path):
+    for k in range(41):
+        picture = np.full((301, 64, 64, 1), k, np.uint8)
+        np.savez(tmp_path / f"{'train' if k else 'val'}_{k:05d}.npz", observations=picture, actions=np.zeros(300, int))
+    (tmp_path / "dataset.json").write_text('{"num_actions": 3}')
+    code = (
+        "import resource, sys, world_model\nbefore = resource.getrusage(0).ru_maxrss\n"
+        "size = world_model.Episodes([sys.argv[1]], 'train').image.nbytes\n"
+        "print(size, 1024 * (resource.getrusage(0).ru_maxrss - before))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    size, growth = map(int, run.stdout.split())
+    assert size == 40 * 301 * 4096 and growth < 1.1 * size + 16e6, growth
