@@ -145,9 +145,9 @@ class Args:
     """updates then"""
 
 
-SMALL = dict(depth=16, picture=32, deter=128, stoch=32, hidden=128, ensemble=5, env_steps=10_000, batch_size=16,
-             batch_length=16, horizon=8, layers=2, units=128, disc_units=128, learning_rate=1e-3, pretrain=2000,
-             seed_steps=500, alpha=2.0, sigma=0.5, eval_every=400, threads=1)  # fmt: skip
+SMALL = dict(depth=16, picture=32, deter=128, stoch=32, hidden=128, ensemble=5, env_steps=12_000, batch_size=8,
+             batch_length=16, horizon=8, layers=2, units=128, disc_units=128, learning_rate=1e-3, pretrain=800,
+             seed_steps=500, alpha=2.0, eval_every=600, threads=1)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,
