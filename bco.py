@@ -52,8 +52,8 @@ class Args:
     command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     body: str = ""
     """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""

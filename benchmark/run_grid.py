@@ -113,7 +113,7 @@ COLUMNS = {
     "_episodes": (*KEY, "update", "game_seed", "return", "length"),
 }  # fmt: skip
 OWN = ("--env-id", "--num-expert-episodes", "--seed", "--run-dir", "--eval-only")  # options that the grid itself gives
-FREE = ("updates", "run_dir", "threads", "cuda", "cudagraphs", "log_every")  # other values do not make another result
+FREE = ("updates", "run_dir", "threads", "device", "cudagraphs", "log_every")  # other values do not make another result
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,7 +220,7 @@ def preparation(cells: list[Cell], out: str) -> Cell:
     needed = {}
     for cell in sorted(cells, key=lambda cell: cell.num_expert_episodes):
         paths = tuple(str(cell.arguments.get(name)) for name in ("data_dir", "world_model", "pretrained"))
-        needed[cell.size, cell.arguments.get("cuda"), *paths] = cell  # the largest N^E stays
+        needed[cell.size, cell.arguments.get("device"), *paths] = cell  # the largest N^E stays
     stages = [(cell.script, cell.command[1:]) for cell in sorted(needed.values(), key=lambda c: -c.num_expert_episodes)]
     env_id = cells[0].env_id
     run_dir = Path(out) / env_id / "prepare"
@@ -313,7 +313,8 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
         last = logged.get((str(result["step"]), name), {}).get("value") or "nan"
         return number(result.get(name, float(last)))
 
-    on_gpu = about.get("gpu") and result["args"].get("cuda", True) and "+cpu" not in about["torch"]
+    device = result["args"].get("device", "auto" if result["args"].get("cuda", True) else "cpu")  # older runs: cuda
+    on_gpu = about.get("gpu") and device.startswith(("auto", "cuda")) and "+cpu" not in about["torch"]
     hardware = about.get("gpu" if on_gpu else "cpu", "unknown")
     hardware += f", up to {about['jobs']} jobs at once" if about.get("jobs", 1) > 1 else ""  # the time depends on it
     returns = result["returns"]

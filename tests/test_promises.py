@@ -543,7 +543,7 @@ def test_offline_the_world_model_learns_from_the_demonstrations_only(unknown, mo
     monkeypatch.setattr(ditto, "finished", lambda checkpoint: bool(commands))
     path = ditto.trained_world_model(tiny.debug_args(ditto, env_id="robot:Arm/Left-v7", eval_episodes=0), unknown)
     assert path == Path("runs/robot_Arm_Left-v7/world_model-debug/checkpoint.pt")
-    ((*_, folder, threads, one, cuda),) = commands
+    ((*_, folder, threads, one, device, cpu),) = commands
     assert folder == str(unknown) and commands[0][0] == "world_model.py"
     assert "learns from nothing else" in capsys.readouterr().out
 
