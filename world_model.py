@@ -1194,6 +1194,8 @@ class Run:
                 another()
             returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
         if n and not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # only once
+            self.writer.close(), [row.unlink() for row in self.folder.glob(f"events.*.final{self.step}")]  # of a kill
+            self.writer = SummaryWriter(self.folder, filename_suffix=f".final{self.step}")
             self.log(self.score(returns))
         self.writer.close()
         self.report |= {f"{who}_return": value for who, value in self.marks.items()}
