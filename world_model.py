@@ -76,7 +76,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/world_model-<size>. The same command resumes"""
+    """folder of the run; default runs/<env_id>/world_model-<size>, with -<seed> if not 1. The same command resumes"""
     seed: int = 1
     """seed of weights, sampling and noise; same versions, device and thread count give identical losses"""
     device: str = "auto"
@@ -1336,7 +1336,7 @@ def main(args: Args) -> dict:
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
-    run_dir = run_folder(args, f"world_model-{args.size}")
+    run_dir = run_folder(args, f"world_model-{args.size}" + f"-{args.seed}" * (args.seed != 1))
     folders = [home("data", args.env_id) / name for name in ("world", "expert")]
     folders = args.data_dir.split(",") if args.data_dir else [folder for folder in folders if folder.exists()]
     if not folders:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import assert_one_sentence, interrupt, read_log, same_tensors
 
+import ditto
 import world_model
 from world_model import (
     Args,
@@ -781,6 +783,16 @@ def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):
     run.writer.close()
     out = capsys.readouterr().out
     assert "\r" not in out and 1 <= len(out.splitlines()) <= 2 and "3/3 (100%)" in out and "left" in out
+
+
+def test_another_seed_has_its_own_folder_and_the_first_keeps_its_name(recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in ((1, "world_model-debug"), (2, "world_model-debug-2"), (1, "world_model-debug")):
+        args = debug_args(recorded / "expert", "", seed=seed, updates=2)
+        assert world_model.main(args)["checkpoint"] == f"runs/Blocks-v0/{name}/checkpoint.pt"
+    agent = SimpleNamespace(env_id="Blocks-v0", size="debug", world_model="")
+    found = ditto.trained_world_model(agent, recorded / "expert")
+    assert found == Path("runs/Blocks-v0/world_model-debug/checkpoint.pt")
 
 
 def test_an_even_dilation_is_refused(recorded, tmp_path):
