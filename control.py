@@ -33,8 +33,8 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from dmc import DMC, TASKS, write
-from world_model import is_image, make, make_env, resize
+from dmc import DMC, TASKS
+from world_model import is_image, make, make_env, resize, write
 
 Seen = Literal["pixels", "state", "anything"]
 KITCHEN, SUB_TASKS = "FrankaKitchen-v1", ["microwave", "kettle", "light switch", "slide cabinet"]
