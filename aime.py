@@ -53,8 +53,8 @@ class Args:
     command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     body: str = ""
     """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
@@ -339,7 +339,7 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
     parts |= {"optimizer": torch.optim.Adam(parameters, lr=args.learning_rate, fused=True), "rng": rng}
     fixed = {"seed", "setting", "model_kl", "batch_size", "batch_length", "learning_rate", "anneal", "grad_clip", "idm"}
     fixed |= {"model_updates"} if args.anneal else set()  # they say how fast the step size falls
-    facts = {"config": config, "free_nats": free_nats, "balance": balance, "body": ",".join(folders)}
+    facts = {"config": config, "free_nats": free_nats, "balance": balance, "dataset": data.digest()}
     run = Run(run_dir, args, parts, facts, free=vars(args).keys() - fixed)
 
     def loss():
@@ -385,7 +385,7 @@ def main(args: Args) -> dict:
     policy = Policy(model.feat_size, model.config["action_size"], args.units).to(device)
     parameters = list(policy.parameters())
     parts = {"policy": policy, "optimizer": torch.optim.Adam(parameters, lr=args.learning_rate, fused=True), "rng": rng}
-    run = Run(run_dir, args, parts, {"world_model": model.digest()}, marks, free={"body"})
+    run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": demos.digest()}, marks, free={"body"})
     games = games_of(args, demos.meta.get("max_steps", 500))
     probe = draw_clips(rows, 64, args.batch_length, torch.Generator().manual_seed(0))
 

@@ -51,8 +51,8 @@ class Args:
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
@@ -262,7 +262,7 @@ def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int
     is restored.
     """
     device, deter, horizon = windows.feat.device, model.deter_size, windows.horizon
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] * (device.type != "cpu"), device_type=device.type):
         torch.manual_seed(seed)
         rows = windows.draw(count, torch.Generator(device).manual_seed(0))
         expert, taken = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)
@@ -334,7 +334,7 @@ def trained_world_model(args, folder: Path) -> Path:
         collect(args, "--name", "world", "--expert", expert or "random", *noise, "--num-episodes", str(count))
     folders = ",".join(map(str, [*wider, folder]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", folders]
-    make([*train, "--threads", str(args.threads), *([] if args.cuda else ["--no-cuda"])], not args.eval_only)
+    make([*train, "--threads", str(args.threads), "--device", args.device], not args.eval_only)
     if not finished(checkpoint):
         sys.exit(f"{checkpoint} was begun with other --updates: finish it by the command that began it, or delete it.")
     return checkpoint

@@ -52,8 +52,8 @@ class Args:
     command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     body: str = ""
     """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
@@ -331,6 +331,7 @@ def main(args: Args) -> dict:
     run_dir = run_folder(args, f"{script}-{kind}-{args.num_expert_episodes}-{args.seed}")
     oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
+    data = demos if oracle else Trajectories(folders, keys, device=device)
     policy, rng = Actor(keys, stack, 6, args.units).to(device), torch.Generator().manual_seed(args.seed)
     parts = {}
     if not oracle:
@@ -339,13 +340,12 @@ def main(args: Args) -> dict:
         model = make_model(keys, stack + inverse, 6, args.units).to(device)
         parts = stage(args, name, model)
     parts |= stage(args, "policy", policy)
-    run = Run(run_dir, args, parts, {"body": ",".join(folders)}, marks, free={"body"})
+    run = Run(run_dir, args, parts, {"dataset": data.digest() + demos.digest()}, marks, free={"body"})
     games = games_of(args, demos.meta.get("max_steps", 500))
     if args.eval_only and not parts["policy_stopping"].ended:
         sys.exit(f"{run.file} is not finished: the same command without --eval-only goes on with it.")
     if not oracle:
         # (1) and (2) windows of D_body; the inverse (3) or the forward model
-        data = Trajectories(folders, keys, device=device)
         following = torch.cat([data.prev_action[1:], data.prev_action[:1]])  # following[t] was taken at row t
         train, held = (window_rows(pieces, stack) for pieces in split_rows(data.starts, args.validation_share, rng))
         fit(run, name, lambda row: rule(model, gather(data.obs, row, stack, True), following[row]), train, held)

@@ -33,8 +33,8 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from dmc import DMC, TASKS, write
-from world_model import is_image, make, make_env, resize
+from dmc import DMC, TASKS
+from world_model import is_image, make, make_env, resize, write
 
 Seen = Literal["pixels", "state", "anything"]
 KITCHEN, SUB_TASKS = "FrankaKitchen-v1", ["microwave", "kettle", "light switch", "slide cabinet"]
@@ -371,7 +371,7 @@ def foresight(run, model, probe: list[Tensor], horizon: int) -> dict[str, float]
     demonstrations; of pictures also a strip: truth, posterior, dream from the first frame, its error. The torch random
     state is restored."""
     obs, action, is_first = probe
-    with torch.random.fork_rng(devices=[obs.device] if obs.is_cuda else []):
+    with torch.random.fork_rng([obs.device] * (obs.device.type != "cpu"), device_type=obs.device.type):
         deter, stoch, _, _ = model.encode(obs, action, is_first)
         feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)  # (T, B, F), starts
         act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731

@@ -23,6 +23,7 @@ them, with sampled actions, the first 5 at random; the demonstrations are played
 
 import ctypes.util
 import dataclasses
+import hashlib
 import json
 import os
 import sys
@@ -39,7 +40,7 @@ import numpy as np
 import torch
 import tyro
 
-from world_model import begin
+from world_model import begin, read_meta, write
 
 
 @dataclass
@@ -207,11 +208,15 @@ class Trajectories:
                 except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                     sys.exit(f"{file} is not a trajectory of this kind ({error}): delete it or name another folder.")
                 self.starts.append(self.starts[-1] + len(obs[-1]))
-            meta_file = folder / "dataset.json"
-            self.meta = self.meta or (json.loads(meta_file.read_text()) if meta_file.exists() else {})
+            self.meta = self.meta or read_meta(folder)
         self.obs = torch.from_numpy(np.concatenate(obs)).to(device)
         self.prev_action = torch.from_numpy(np.concatenate(prev_action)).to(device) if actions else None
         self.starts = torch.tensor(self.starts)  # (trajectories + 1,)
+
+    def digest(self) -> str:
+        """A number that tells whether two runs had the same trajectories; of pictures a few rows are compared."""
+        parts = self.starts, self.obs[:: 101 if self.obs.ndim > 2 else 1], self.prev_action
+        return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts if part is not None)).hexdigest()
 
 
 class Recorder(gym.Wrapper):
@@ -247,13 +252,6 @@ class Recorder(gym.Wrapper):
         flags = {"is_first": first, "is_last": last, "is_terminal": terminal}
         row = {"reward": np.float32([reward]), "pre_action": np.clip(action, -1, 1).astype(np.float32)}
         return row | {name: np.array([value]) for name, value in flags.items()} | info
-
-
-def write(path: Path, save) -> None:
-    """Write a file under a temporary name and rename it: a crash never leaves a half-written one."""
-    with open(f"{path}.tmp", "wb") as file:
-        save(file)
-    os.replace(f"{path}.tmp", path)
 
 
 def rollouts(env: DMC, act, seeds: list[int], report: str = "") -> list[float]:
@@ -329,8 +327,7 @@ def complete(folder: Path, games: int, args: Args) -> bool:
     """Whether a folder holds so many games and was finished; end with one sentence if other settings made them."""
     if not folder.exists() or (folder / "unfinished").exists() or len(list(folder.glob("*.npz"))) < games:
         return False
-    file = folder / "dataset.json"
-    made = json.loads(file.read_text()).get("args", {}) if file.exists() else {}  # a data set of others has none
+    made = read_meta(folder).get("args", {})  # a data set of others has none
     fixed = ("seed", "max_steps", "pixels", "target_entropy", "noise")
     wrong = [k for k in fixed if made.get(k, getattr(args, k)) != getattr(args, k)]
     if wrong:

@@ -76,11 +76,11 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/world_model-<size>. The same command resumes"""
+    """folder of the run; default runs/<env_id>/world_model-<size>, with -<seed> if not 1. The same command resumes"""
     seed: int = 1
     """seed of weights, sampling and noise; same versions, device and thread count give identical losses"""
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     data_dir: str = ""
     """dataset folders, separated by commas; default data/<env_id>/world,data/<env_id>/expert as far as they exist"""
@@ -234,9 +234,8 @@ class Games:
         self.action_size = int(self.action_space.n if self.discrete else self.action_space.shape[0])
 
     def reset(self, seeds: Iterable[int]) -> None:
-        """Begin a game in every slot. Every game, now and later, takes its seed from `seeds`; when they are used up,
-        slots play on unseeded, for nothing. A fair sample are the first n games begun, not the first n to end, among
-        which long games are rare."""
+        """Begin a game in every slot. Every game takes its seed from `seeds`; when they are used up, slots play on, for
+        nothing. A fair sample are the first n games begun: among the first n to end long games are rare."""
         N = self.num_envs
         self.coming, self.seen = iter(seeds), np.zeros((N, 64, 64, self.channels), np.uint8)
         self.seeds, self.steps, self.lives, self.forced = (np.zeros(N, np.int64) for _ in range(4))
@@ -551,8 +550,7 @@ class CategoricalLatent:
 
     def kl(self, post: Tensor, prior: Tensor) -> Tensor:
         """KL (...) of two parameters (..., S*K)."""
-        shape = (self.stoch, self.classes)
-        return kl_categorical(post.unflatten(-1, shape), prior.unflatten(-1, shape))
+        return kl_categorical(*(params.unflatten(-1, (self.stoch, self.classes)) for params in (post, prior)))
 
 
 class GaussianLatent:
@@ -836,25 +834,23 @@ class WorldModel(nn.Module):
 
 # --- training: what every training needs, once ---
 
-
 LIMITS = {name: ends for names, *ends in (  # what numbers can be, ends included
-    ("gamma lam epsilon kl_balance", 0, 1), ("balance", -1, 1), ("validation_share", 0.01, 0.99),
+    ("gamma lam epsilon kl_balance", 0, 1), ("balance", -1, 1), ("validation_share", 0.01, 0.99), ("picture", 32, 64),
     ("learning_rate lr", 1e-9, 1), ("clip grad_clip", 1e-6, 1e9), ("pixel_std_floor", 0.01, 255),
     ("entropy entropy_start image_weight beta model_kl imitation_kl noise alpha sigma action_noise obs_weight", 0, 1e6),
-    ("target_entropy", -1e6, 1e6), ("env_steps pretrain seed_steps", 0, 1e8),
-    ("entropy_end free_nats", -1, 1e6), ("seed", 0, 2**31 - 1), ("updates", 0, 1e8), ("model_updates", 1, 1e8),
-    ("eval_episodes num_val_episodes", 0, 1e6), ("max_steps total_steps", 1, 1e8),
-    ("num_processes num_envs", 1, 4096), ("threads layers", 0, 1024), ("picture", 32, 64), ("dilation", 1, 63),
+    ("target_entropy", -1e6, 1e6), ("entropy_end free_nats", -1, 1e6), ("eval_episodes num_val_episodes", 0, 1e6),
+    ("updates env_steps pretrain seed_steps", 0, 1e8), ("max_steps total_steps model_updates", 1, 1e8),
+    ("num_processes num_envs", 1, 4096), ("threads layers", 0, 1024), ("seed", 0, 2**31 - 1), ("dilation", 1, 63),
 ) for name in names.split()}  # fmt: skip
 
 
 def parse_args(cls, sizes: dict, argv: list[str] | None = None):
     """Command line to Args: --size picks the defaults (a column of `sizes`), every other flag overrides them."""
     argv = sys.argv[1:] if argv is None else argv
-    size = dict(zip(argv, argv[1:])).get("--size", next((a[7:] for a in argv if a.startswith("--size=")), "auto"))
-    if size == "auto":
-        size = "paper" if torch.cuda.is_available() and "--no-cuda" not in argv else "small"
-        print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'CPU; --size paper needs a GPU, or months'})")
+    given = dict(zip(argv, argv[1:])) | dict(word.split("=", 1) for word in argv if "=" in word)
+    if (size := given.get("--size", "auto")) == "auto":
+        size = "paper" if find_device(given.get("--device", "auto")).type == "cuda" else "small"
+        print(f"--size auto: {size} size ({'CUDA' if size == 'paper' else 'no CUDA: --size paper takes months'})")
     if size not in sizes:
         sys.exit(f"--size {size} is unknown: choose auto, {', '.join(sizes)}.")
     return dataclasses.replace(tyro.cli(cls, args=argv, default=cls(**{**sizes[size], "size": size})), size=size)
@@ -895,12 +891,11 @@ def claim(folder: str | Path, make: bool = True, room: int = 10**6) -> None:
     if not (make or there == folder) or os.environ.get("RANK", "0") != "0":
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = CLAIMED.get(folder) or FileLock(folder / ".lock")
+    lock = CLAIMED.setdefault(folder, FileLock(folder / ".lock"))
     try:
         lock.is_locked or lock.acquire(timeout=0)
     except Timeout:
         sys.exit(f"{folder} is in use by another process: wait until it has ended, or name another folder.")
-    CLAIMED[folder] = lock
 
 
 def home(root: str, env_id: str) -> Path:
@@ -932,7 +927,10 @@ def write(path: Path, save) -> None:
 def command(main, read, again: str = "goes on from the last checkpoint") -> None:
     """Run main(read()) as a command: an interruption, and what cannot be written, end with one sentence."""
     try:
-        main(read())
+        args, flag = read(), "PYTORCH_ENABLE_MPS_FALLBACK"  # what MPS lacks is then computed on the CPU
+        if getattr(args, "device", "") == "mps" and torch.backends.mps.is_available() and flag not in os.environ:
+            os.execve(sys.executable, sys.orig_argv, os.environ | {flag: "1"})  # torch reads it while it is imported
+        main(args)
     except KeyboardInterrupt:
         sys.exit(f"\nInterrupted: the same command {again}.")
     except OSError as error:  # a full disk, most of all
@@ -947,18 +945,26 @@ def progress(total: int, form: str, **options) -> tqdm:
                 mininterval=0.5 if screen else 30, **options)  # fmt: skip
 
 
+def find_device(name: str) -> torch.device:
+    """The device that --device names; end with one sentence if PyTorch finds no such one."""
+    cuda = [f"cuda:{k}" for k in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    own = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"  # torchrun: a GPU for each process
+    found = {"auto": own if cuda else "cpu", "cuda": own}.get(name, name)
+    if found not in (there := ["cpu", *cuda, *["mps"] * torch.backends.mps.is_available()]):
+        sys.exit(f"--device {name}: PyTorch finds only {', '.join(there)} here; name one of these, or auto.")
+    return torch.device(found)
+
+
 def start(args) -> torch.device:
     """The device, after setting CPU threads and the seed of the global random numbers."""
     begin(args)
-    cuda = args.cuda and torch.cuda.is_available()
+    cuda = (device := find_device(args.device)).type == "cuda"
     if hasattr(args, "cudagraphs"):
         args.cudagraphs &= cuda and "RANK" not in os.environ  # gradients of several processes are not recorded
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args.threads and torch.set_num_threads(args.threads)
     os.environ.setdefault("COMMAND_BEGAN", str(time.time()))  # the stages that this command makes inherit it
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
-    device = torch.device(f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if cuda else "cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")  # TensorFloat-32
@@ -990,23 +996,20 @@ class Run:
     last checkpoint was; what an interrupted run wrote after it is taken out.
     """
 
-    free = {"updates", "cuda", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs", "log_every",
-            "quick_episodes", "bf16"}  # fmt: skip
+    free = {"updates", "device", "threads", "pretrained", "data_dir", "world_model", "run_dir", "cudagraphs", "bf16",
+            "log_every", "quick_episodes"}  # fmt: skip
 
     def __init__(self, folder, args, parts: dict, facts: dict | None = None, marks: dict | None = None, free=()):
         self.folder, self.args, self.parts, self.facts = Path(folder), args, parts, facts or {}
         self.script = Path(sys.modules[type(args).__module__].__file__).stem
         self.marks, self.free = marks, self.free | {*free}
-        self.file, self.step, self.best, self.report = self.folder / "checkpoint.pt", 0, float("-inf"), {}
-        self.saved = 0  # the update of the last checkpoint
-        distributed = dist.is_available() and dist.is_initialized()
-        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
-        self.cuda, self.began = args.cuda and torch.cuda.is_available(), time.time()
-        self.total = getattr(args, "updates", 0)
+        self.file, self.step, self.saved, self.best, self.report = self.folder / "checkpoint.pt", 0, 0, -np.inf, {}
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device, self.began, self.total = find_device(args.device), time.time(), getattr(args, "updates", 0)
+        self.noise = [f"{self.device.type}_rng"] * (self.device.type != "cpu")  # random states besides the CPU's
         size = sum(w.nbytes for part in parts.values() if isinstance(part, nn.Module) for w in part.parameters())
         claim(self.folder, room=4 * size + 10**6)  # a checkpoint: weights and Adam's two means
-        if self.file.exists():
-            self.restore()
+        self.file.exists() and self.restore()
         self.set_rate()
         self.first, self.resumed, self.bar = self.step, time.time(), tqdm(disable=True)
         if self.rank == 0:
@@ -1019,7 +1022,7 @@ class Run:
 
     def restore(self) -> None:
         """Go on from the checkpoint; end with one sentence if other settings made it."""
-        saved = load(self.file, "cuda" if self.cuda else "cpu")
+        saved = load(self.file, self.device)
         kept = {k: v for k, v in saved.get("args", {}).items() if k not in self.free and "eval" not in k}
         wrong = [k for k, v in kept.items() if getattr(self.args, k, v) != v]
         flag = lambda k: f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}"  # noqa: E731
@@ -1032,7 +1035,7 @@ class Run:
             wrong = f"{self.file} was made with {', '.join(other)}"
             sys.exit(f"{wrong}: give --run-dir for a new run, or repeat its settings.")
         own = saved["ranks"][self.rank]
-        same_device = ("cuda_rng" in own) == self.cuda  # from another device, random numbers start anew
+        same_device = [k for k in ("cuda_rng", "mps_rng") if k in own] == self.noise  # from another, they start anew
         for name, part in self.parts.items():
             if not isinstance(part, torch.Generator):
                 part.load_state_dict((own if name in own else saved)[name])
@@ -1040,8 +1043,8 @@ class Run:
                 part.set_state(own[name].cpu())
         if same_device:
             torch.set_rng_state(own["torch_rng"].cpu())
-        if same_device and self.cuda:
-            torch.cuda.set_rng_state(own["cuda_rng"].cpu())
+            for name in self.noise:
+                torch.get_device_module(self.device).set_rng_state(own[name].cpu(), self.device)
         self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
         self.report, self.saved = saved.get("report", {}), self.step  # report: the log's last row
         print(f"resuming {self.file} at update {self.step}")
@@ -1049,7 +1052,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint under a temporary name, then rename it: a crash leaves the old one whole."""
         same, own = {}, {"torch_rng": torch.get_rng_state()}
-        own |= {"cuda_rng": torch.cuda.get_rng_state()} if self.cuda else {}
+        own |= {name: torch.get_device_module(self.device).get_rng_state(self.device) for name in self.noise}
         for name, part in self.parts.items():
             if isinstance(part, torch.Generator):
                 own[name] = part.get_state()
@@ -1066,7 +1069,7 @@ class Run:
             content |= {"best": self.best, "report": self.report, "script": self.script, "args": vars(self.args)}
             content |= {"versions": {"torch": str(torch.__version__), "numpy": str(np.__version__)}}
             write(self.file, lambda file: torch.save(content, file))
-        self.saved = self.step
+        self.saved = self.step  # the update of the last checkpoint
 
     def steps(self, updates: int) -> Iterator[int]:
         """Count the updates that are left, with a progress bar."""
@@ -1142,7 +1145,7 @@ class Run:
 
     def own_noise(self):
         """A context after which the torch random state is as it was before, so that the training goes on the same."""
-        return torch.random.fork_rng(devices=[torch.cuda.current_device()] if self.cuda else [])
+        return torch.random.fork_rng([self.device] * len(self.noise), device_type=self.device.type)
 
     @torch.no_grad()
     def draw(self, model, data: Episodes, feat: Tensor, starts: Tensor) -> None:
@@ -1165,8 +1168,7 @@ class Run:
         """Play --quick-episodes games, and remember the best mean return: what is logged of them. Offline: nothing."""
         if not self.args.eval_episodes:
             return {}
-        count = self.args.quick_episodes
-        returns, _ = self.play(games(count), act, count, 20_000, "episodes.csv", self.step)
+        returns, _ = self.play(games(n := self.args.quick_episodes), act, n, 20_000, "episodes.csv", self.step)
         self.best = max(self.best, float(returns.mean()))
         return self.score(returns)
 
@@ -1192,6 +1194,8 @@ class Run:
                 another()
             returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
         if n and not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # only once
+            self.writer.close(), [row.unlink() for row in self.folder.glob(f"events.*.final{self.step}")]  # of a kill
+            self.writer = SummaryWriter(self.folder, filename_suffix=f".final{self.step}")
             self.log(self.score(returns))
         self.writer.close()
         self.report |= {f"{who}_return": value for who, value in self.marks.items()}
@@ -1200,10 +1204,9 @@ class Run:
             self.report |= self.score(returns)
             self.report |= {"percent_of_expert": 100 * returns.mean() / (self.marks["expert"] or 1.0)}
         everything = self.report | sources | {"args": vars(self.args), "returns": returns.flatten().tolist()}
-        odd = lambda v: isinstance(v, float) and not np.isfinite(v)  # noqa: E731  (JSON has no NaN)
-        strict = {k: None if odd(v) else v for k, v in everything.items()}
+        strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}
         result = self.folder / "eval_only.json" if only else result
-        write(result, lambda file: file.write(json.dumps(strict, indent=1).encode()))
+        write(result, lambda file: file.write(json.dumps(strict, indent=1).encode()))  # JSON has no NaN
         if clip is not None and clip.dtype == np.uint8:  # three times the size
             pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
             pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
@@ -1271,8 +1274,7 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         model = WorldModel(content["config"])
-        older = lambda name: re.sub(r"^prior\.", "priors.0.", name)  # noqa: E731
-        model.load_state_dict({older(name): value.float() for name, value in content["model"].items()})
+        model.load_state_dict({re.sub(r"^prior\.", "priors.0.", k): v.float() for k, v in content["model"].items()})
         if not all(value.isfinite().all() for value in model.state_dict().values()):
             raise ArithmeticError
     except Exception as error:
@@ -1284,8 +1286,7 @@ def load_world_model(path: str | Path, device: str | torch.device = "cpu", env_i
 
 def model_config(args: Args, channels: int, action_size: int) -> dict:
     """What a checkpoint must remember to rebuild its model."""
-    names = ("depth", "deter", "stoch", "classes", "hidden", "pixel_stats", "picture", "dilation", "image_weight",
-             "beta", "kl_balance")  # fmt: skip
+    names = "depth deter stoch classes hidden pixel_stats picture dilation image_weight beta kl_balance".split()
     return {name: getattr(args, name) for name in names} | {"channels": channels, "action_size": action_size}
 
 
@@ -1330,12 +1331,12 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
 
 def main(args: Args) -> dict:
     device, world = start(args), int(os.environ.get("WORLD_SIZE", 1))
-    if args.batch_size % world:
-        sys.exit("--batch-size must be a multiple of the number of processes.")
+    if args.batch_size % world or world > 1 and ":" in args.device:
+        sys.exit("torchrun needs a --batch-size that is a multiple of its processes, and --device cuda, cpu or auto.")
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, batch = int(os.environ.get("RANK", 0)), args.batch_size // world
-    run_dir = run_folder(args, f"world_model-{args.size}")
+    run_dir = run_folder(args, f"world_model-{args.size}" + f"-{args.seed}" * (args.seed != 1))
     folders = [home("data", args.env_id) / name for name in ("world", "expert")]
     folders = args.data_dir.split(",") if args.data_dir else [folder for folder in folders if folder.exists()]
     if not folders:
@@ -1354,14 +1355,13 @@ def main(args: Args) -> dict:
     run = Run(run_dir, args, {"model": model, "optimizer": optimizer, "streams": streams},
               {"config": model.config, "env_id": args.env_id, "dataset": data.digest()})  # fmt: skip
     parallel = DistributedDataParallel(model) if world > 1 else model
-    parameters = list(model.parameters())
 
     def update(image, prev_action, is_first, deter, stoch):
         with torch.autocast(device.type, torch.bfloat16, enabled=args.bf16 and device.type == "cuda"):
             loss, metrics, state = parallel(image, prev_action, is_first, (deter, stoch))  # (2) to (5)
         optimizer.zero_grad(set_to_none=not args.cudagraphs)
         loss.backward()
-        metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(parameters, args.grad_clip, foreach=True)
+        metrics["losses/grad_norm"] = nn.utils.clip_grad_norm_(model.parameters(), args.grad_clip, foreach=True)
         optimizer.step()  # (6)
         return metrics, state
 
@@ -1370,7 +1370,7 @@ def main(args: Args) -> dict:
         update = graphed(update, *streams.next(), *streams.state, optimizer=optimizer)
         streams.load_state_dict(position)
     if rank == 0:
-        count = sum(p.numel() for p in parameters)
+        count = sum(p.numel() for p in model.parameters())
         print(f"model: {count / 1e6:.2f} M weights, {len(data.image)} frames, {len(data.starts) - 1} games, {device}")
     for step in run.steps(args.updates):
         metrics, streams.state = update(*streams.next(), *streams.state)

@@ -45,7 +45,7 @@ class Args:
 
 def stages(args: Args) -> dict[str, list[str]]:
     """Name and command of every stage; each reads what the ones before it made."""
-    train = [*ENV, "--size", "debug", "--no-cuda", "--updates", str(args.updates), "--eval-every", "10"]
+    train = [*ENV, "--size", "debug", "--device", "cpu", "--updates", str(args.updates), "--eval-every", "10"]
     data, model = ["--data-dir", "data/tiny_Blocks-v0/expert"], ["--world-model", "model/checkpoint.pt"]
     games = ["--num-episodes", "120", "--num-val-episodes", "6", "--expert", "tiny:expert", "--num-processes", "2"]
     return {"collect_data": [*ENV, *games], "world_model": [*train, *data, "--run-dir", "model"],

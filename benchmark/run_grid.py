@@ -51,6 +51,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from world_model import home  # noqa: E402
 
 
 @dataclass
@@ -113,7 +115,7 @@ COLUMNS = {
     "_episodes": (*KEY, "update", "game_seed", "return", "length"),
 }  # fmt: skip
 OWN = ("--env-id", "--num-expert-episodes", "--seed", "--run-dir", "--eval-only")  # options that the grid itself gives
-FREE = ("updates", "run_dir", "threads", "cuda", "cudagraphs", "log_every")  # other values do not make another result
+FREE = ("updates", "run_dir", "threads", "device", "cudagraphs", "log_every")  # other values do not make another result
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +141,6 @@ def load_script(name: str):
     path = ROOT / f"{name}.py"
     if not path.exists():
         sys.exit(f"--scripts {name}: there is no {name}.py beside ditto.py.")
-    if str(ROOT) not in sys.path:
-        sys.path.insert(0, str(ROOT))
     spec = importlib.util.spec_from_file_location(f"grid_{name}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -171,6 +171,11 @@ def named(texts: list[str], flag: str) -> dict[str, list[str]]:
     return {name: shlex.split(options) for name, _, options in pairs}
 
 
+def cells_home(out: str, env_id: str) -> Path:
+    """Folder of an environment's cells, spelt as the scripts spell theirs."""
+    return Path(out) / home(ROOT / out, env_id).relative_to(ROOT / out)
+
+
 def make_cells(args: Args) -> list[Cell]:
     """The cells of the grid; seed by seed, so that the first seed of everything is there early."""
     own, variants = named(args.script_options, "--script-options"), named(args.variants, "--variants")
@@ -186,7 +191,7 @@ def make_cells(args: Args) -> list[Cell]:
     product = itertools.product(args.seeds, args.env_ids, args.num_expert_episodes, parsed.items())
     for seed, env_id, count, ((script, variant), (words, base)) in product:
         label = script if variant == "default" else f"{script}-{variant}"
-        run_dir = Path(args.out) / env_id / f"{label}-{base.size}-{count}-{seed}"
+        run_dir = cells_home(args.out, env_id) / f"{label}-{base.size}-{count}-{seed}"
         # the size is always named: "auto" may mean something else on the machine that runs the cell
         size = [] if base.size in words or f"--size={base.size}" in words else ["--size", base.size]
         command = (f"{script}.py", "--env-id", env_id, "--num-expert-episodes", str(count), "--seed", str(seed), *words,
@@ -220,10 +225,10 @@ def preparation(cells: list[Cell], out: str) -> Cell:
     needed = {}
     for cell in sorted(cells, key=lambda cell: cell.num_expert_episodes):
         paths = tuple(str(cell.arguments.get(name)) for name in ("data_dir", "world_model", "pretrained"))
-        needed[cell.size, cell.arguments.get("cuda"), *paths] = cell  # the largest N^E stays
+        needed[cell.size, cell.arguments.get("device"), *paths] = cell  # the largest N^E stays
     stages = [(cell.script, cell.command[1:]) for cell in sorted(needed.values(), key=lambda c: -c.num_expert_episodes)]
     env_id = cells[0].env_id
-    run_dir = Path(out) / env_id / "prepare"
+    run_dir = cells_home(out, env_id) / "prepare"
     return Cell(env_id, "", "", "", 0, 0, run_dir, ("-c", PREPARE, json.dumps(stages)), {})
 
 
@@ -313,7 +318,8 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
         last = logged.get((str(result["step"]), name), {}).get("value") or "nan"
         return number(result.get(name, float(last)))
 
-    on_gpu = about.get("gpu") and result["args"].get("cuda", True) and "+cpu" not in about["torch"]
+    device = result["args"].get("device", "auto" if result["args"].get("cuda", True) else "cpu")  # older runs: cuda
+    on_gpu = about.get("gpu") and device.startswith(("auto", "cuda")) and "+cpu" not in about["torch"]
     hardware = about.get("gpu" if on_gpu else "cpu", "unknown")
     hardware += f", up to {about['jobs']} jobs at once" if about.get("jobs", 1) > 1 else ""  # the time depends on it
     returns = result["returns"]

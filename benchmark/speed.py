@@ -49,8 +49,8 @@ class Args:
     csv: str = str(ROOT / "benchmark" / "results" / "speed.csv")
     """file to which three rows are appended; empty: none"""
     # runtime
-    cuda: bool = True
-    """use a GPU if there is one"""
+    device: str = "auto"
+    """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     bf16: bool = False
     """convolutions and matrix products in bfloat16"""
     cudagraphs: bool = False
@@ -72,11 +72,12 @@ def about(device: torch.device) -> dict[str, str]:
 def main(args: Args) -> list[dict]:
     """Time the three; return their rows."""
     torch.set_num_threads(1), torch.set_flush_denormal(True)
-    cuda = args.cuda and torch.cuda.is_available()
+    device, A, agent = world_model.find_device(args.device), 18, ditto.Args()
+    cuda = device.type == "cuda"
     if args.cudagraphs and not cuda or args.rounds < 1:
-        raise SystemExit("--cudagraphs needs a GPU, and --rounds must be 1 or more.")
-    torch.set_float32_matmul_precision("high" if cuda else "highest")  # as world_model.start
-    device, A, agent = torch.device("cuda" if cuda else "cpu"), 18, ditto.Args()
+        raise SystemExit("--cudagraphs needs CUDA, and --rounds must be 1 or more.")
+    torch.cuda.set_device(device) if cuda else None  # this and the next as world_model.start
+    torch.set_float32_matmul_precision("high" if cuda else "highest")
     H, size, entropy = agent.horizon, (agent.layers, agent.units), torch.tensor(agent.entropy, device=device)
     B, L, N, runs = (50, 50, 512, 10) if cuda else (8, 16, 64, 1)
     model = world_model.WorldModel(world_model.model_config(world_model.Args(**SIZES[args.size]), 1, A)).to(device)
@@ -123,7 +124,9 @@ def main(args: Args) -> list[dict]:
         adams = adam_model, adam_agent, adam_agent
         jobs = [(*job[:4], world_model.graphed(job[4], *job[5], optimizer=adam), job[5])
                 for job, adam in zip(jobs, adams)]  # fmt: skip
-    now, wait = (time.perf_counter, torch.cuda.synchronize) if cuda else (time.process_time, lambda: None)
+    now, wait = time.process_time, lambda: None
+    if device.type != "cpu":
+        now, wait = time.perf_counter, torch.get_device_module(device).synchronize
     times, memory = [[] for _ in jobs], [0] * len(jobs)
     for i, (_, _, _, repeats, function, values) in (args.rounds + 1) * list(enumerate(jobs)):
         (torch.cuda.reset_peak_memory_stats(), wait()) if cuda else None

@@ -429,6 +429,24 @@ def test_resumed_run_equals_uninterrupted_run(data, monkeypatch):
     assert_one_sentence(stop)
 
 
+def test_other_data_under_the_same_names_are_refused(data):
+    aime.main(debug_args(data, run_dir="run"))
+    data = data.rename(data.with_name("moved"))  # a folder's place is free
+    aime.main(debug_args(data, run_dir="run"))
+    for name, key in (("walker-walk-expert", "height"), ("walker-random", "pre_action")):
+        before = {file: file.read_bytes() for file in (data / name).glob("*.npz")}
+        rewrite(data / name, lambda arrays: arrays | {key: arrays[key] * 0.5})  # noqa: B023
+        with pytest.raises(SystemExit, match="another dataset") as stop:
+            aime.main(debug_args(data, run_dir="run"))
+        assert_one_sentence(stop)
+        for file in before:
+            file.write_bytes(before[file])
+    for file in ("run/checkpoint.pt", "run/world_model/checkpoint.pt"):  # an older run does not say what it saw
+        saved = torch.load(file, weights_only=True)
+        torch.save({k: v for k, v in saved.items() if k != "dataset"} | {"body": "data/walker-random"}, file)
+    aime.main(debug_args(data, run_dir="run"))
+
+
 def test_ablations_and_inverse_model_run(data):
     for name, changes in (
         ("kl", {"objective": "kl"}),

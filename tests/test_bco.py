@@ -167,6 +167,20 @@ def test_resumed_run_equals_uninterrupted_run(data, monkeypatch, stage):
     assert_one_sentence(stop)
 
 
+@pytest.mark.parametrize("method", ["bco", "oracle"])
+def test_other_data_under_the_same_names_are_refused(data, method):
+    bco.main(debug_args(data, method=method, run_dir="run"))
+    data = data.rename(data.with_name("moved"))  # a folder's place is free
+    bco.main(debug_args(data, method=method, run_dir="run"))
+    for name in ("walker-random", "walker-walk-expert")[method == "oracle" :]:
+        rewrite(data / name, lambda arrays: arrays | {"height": arrays["height"] * 0.5})
+        with pytest.raises(SystemExit, match="another dataset") as stop:
+            bco.main(debug_args(data, method=method, run_dir="run"))
+        assert_one_sentence(stop)
+        rewrite(data / name, lambda arrays: arrays | {"height": arrays["height"] * 2})
+    bco.main(debug_args(data, method=method, run_dir="run"))
+
+
 def test_the_known_actions_of_a_line_are_recovered():
     """x_t = x_{t-1} + 0.5 a: the inverse model learns it from random actions and labels an expert's moves."""
     torch.manual_seed(0)

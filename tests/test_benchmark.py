@@ -193,6 +193,23 @@ def test_rows_of_the_three_files(repository):
         assert tuple(rows(repository, end)[0]) == run_grid.COLUMNS[end]
 
 
+def test_folders_of_cells_are_spelt_as_the_scripts_spell_theirs(repository):
+    args = run_grid.Args(env_ids=["ALE/Pong-v5", "pkg:Env-v0"], scripts=["stub"], seeds=[1])
+
+    def folders():
+        cells = run_grid.make_cells(args)
+        assert all(cell.command[-1] == str(cell.run_dir) for cell in cells)
+        cells += [run_grid.preparation([cell], args.out) for cell in cells]
+        return [str(cell.run_dir) for cell in cells]
+
+    new = "ALE_Pong-v5", "pkg_Env-v0"
+    assert folders() == [f"runs/grid/{name}/{cell}" for cell in ("stub-small-30-1", "prepare") for name in new]
+    (repository / "runs/grid/ALE/Pong-v5").mkdir(parents=True)  # of an earlier version
+    assert folders()[::2] == [f"runs/grid/ALE/Pong-v5/{cell}" for cell in ("stub-small-30-1", "prepare")]
+    args.out = str(repository / "elsewhere")
+    assert folders()[1] == f"{args.out}/pkg_Env-v0/stub-small-30-1"
+
+
 def test_a_script_like_bco_that_stops_by_itself(repository):
     """It has no --updates, its games have no length, and its data are made by `datasets`."""
     stub = (

@@ -189,8 +189,33 @@ def test_equal_arguments_of_aime_and_bco():
     for name in shared:
         assert left[name][0] == right[name][0], name
         assert name in own_meaning or left[name] == right[name], name
-    for name in ("size", "seed", "cuda", "eval_only", "log_every", "threads"):
+    for name in ("size", "seed", "device", "eval_only", "log_every", "threads"):
         assert left[name] == trunk[name], name
+
+
+TRAININGS = [world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco, cmil]
+
+
+def test_every_training_says_the_same_of_its_device():
+    fields = {name: args_fields(name) for name in SCRIPTS}
+    having = {name for name in SCRIPTS if "device" in fields[name]}
+    assert having == {*(f"{module.__name__}.py" for module in TRAININGS), "benchmark/speed.py"}
+    assert len({fields[name]["device"] for name in having}) == 1
+    for name in SCRIPTS:
+        assert "cuda" not in fields[name] and "no-cuda" not in source(name)
+
+
+@pytest.mark.parametrize("module", TRAININGS)
+def test_a_device_that_is_not_there_is_refused_before_any_work(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(world_model.torch.cuda, "is_available", lambda: False)
+    for device in ("cuda", "cuda:7", "mps", "gpu", "CPU", ""):
+        with pytest.raises(SystemExit) as stop:
+            module.main(module.Args(**module.SIZES["debug"] | {"size": "debug", "device": device}))
+        assert stop.value.code == f"--device {device}: PyTorch finds only cpu here; name one of these, or auto."
+        with pytest.raises(SystemExit, match="PyTorch finds only cpu here"):
+            world_model.parse_args(module.Args, module.SIZES, ["--device", device])  # --size auto asks already
+    assert not list(tmp_path.iterdir())
 
 
 def test_equal_arguments_of_world_model_and_bc_pixels():
@@ -210,7 +235,7 @@ def test_the_same_argument_has_the_same_type_everywhere():
         assert own or len(set(kinds.values())) == 1, (name, kinds)
 
 
-@pytest.mark.parametrize("module", [world_model, ditto, d_gail, d_bc, bc_pixels, aime, aime_atari, bco, cmil])
+@pytest.mark.parametrize("module", TRAININGS)
 def test_sizes_hold_existing_arguments_of_the_right_type(module):
     fields = {field.name: field.type for field in dataclasses.fields(module.Args)}
     for size, values in module.SIZES.items():

@@ -580,7 +580,7 @@ def test_a_world_model_that_its_stage_does_not_finish_is_named(trained, tmp_path
 def test_the_whole_chain_from_nothing(tmp_path):
     for name in ("collect_data.py", "expert_policies.py", "world_model.py", "ditto.py"):
         shutil.copy(ROOT / name, tmp_path)
-    command = [sys.executable, "ditto.py", "--env-id", "BreakoutNoFrameskip-v4", "--size", "debug", "--no-cuda"]
+    command = [sys.executable, "ditto.py", "--env-id", "BreakoutNoFrameskip-v4", "--size", "debug", "--device", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("$ python ") == 3 and done.stdout.count("\n  score ") == 1
@@ -670,6 +670,7 @@ def test_a_run_moves_between_devices(recorded, trained, run, tmp_path):
     saved = torch.load(run[0] / "checkpoint.pt", weights_only=True)
     group = saved["optimizer"]["param_groups"][0] | {"capturable": True, "lr": torch.tensor(1e-3)}  # as of a GPU
     saved["optimizer"]["param_groups"] = [group]
+    saved["args"] = {k: v for k, v in saved["args"].items() if k != "device"} | {"cuda": True}  # an older run's
     other = {"cuda_rng": torch.zeros(16, dtype=torch.uint8), "rng": torch.zeros(16, dtype=torch.uint8)}
     torch.save(saved | {"ranks": [saved["ranks"][0] | other]}, tmp_path / "checkpoint.pt")
     result = ditto.main(debug_args(recorded, trained, tmp_path, updates=22))
@@ -722,7 +723,7 @@ def test_unknown_size_and_unknown_reward():
 
 
 def test_ditto_learns_from_pixels(recorded, tmp_path):
-    small = dict(env_id="Blocks-v0", size="small", cuda=False, threads=1)
+    small = dict(env_id="Blocks-v0", size="small", device="cpu", threads=1)
     model = world_model.Args(
         **world_model.SIZES["small"] | small | dict(depth=4, deter=64, stoch=8, classes=8, hidden=64, dilation=1,
         batch_size=8, batch_length=16, updates=600, eval_every=600, learning_rate=3e-3,
@@ -762,7 +763,7 @@ def test_graphed_updates_equal_eager_updates(recorded, trained, tmp_path):
     logs = []
     for graphs in (False, True):
         run_dir = tmp_path / str(graphs)
-        ditto.main(debug_args(recorded, trained, run_dir, cuda=True, cudagraphs=graphs))
+        ditto.main(debug_args(recorded, trained, run_dir, device="cuda", cudagraphs=graphs))
         logs.append(read_log(run_dir))
     for step in (5, 10, 15, 20):
         assert logs[0][step, "losses/value"] == pytest.approx(logs[1][step, "losses/value"], rel=0.02)

@@ -249,6 +249,30 @@ def test_a_kill_during_the_final_games_changes_nothing(recorded, trained, tmp_pa
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
 
 
+def test_a_kill_between_the_final_row_and_the_result_writes_the_row_once(recorded, trained, tmp_path, monkeypatch):
+    whole, broken = (debug_args(recorded, trained, tmp_path / name, updates=6) for name in ("whole", "broken"))
+    ditto.main(whole)
+    write = world_model.write
+
+    def write_or_break(path, save):
+        if path.name == "result.json":
+            raise KeyboardInterrupt
+        write(path, save)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(world_model, "write", write_or_break)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                ditto.main(broken)
+    for updates in (6, 6, 8):  # on, once more, and then further
+        ditto.main(dataclasses.replace(broken, updates=updates))
+        final = [name for step, name in rows(tmp_path / "broken") if step == 6]
+        assert final == [name for step, name in rows(tmp_path / "whole") if step == 6]
+        assert final.count("eval/return_mean") == 1
+    left, right = (read_log(tmp_path / name) for name in ("whole", "broken"))
+    assert left[6, "eval/return_mean"] == right[6, "eval/return_mean"] and (8, "eval/return_mean") in right
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("module", [ditto, world_model])
 def test_a_kill_around_a_checkpoint_loses_no_row(recorded, trained, tmp_path, monkeypatch, module, moment):
@@ -543,7 +567,7 @@ def test_offline_the_world_model_learns_from_the_demonstrations_only(unknown, mo
     monkeypatch.setattr(ditto, "finished", lambda checkpoint: bool(commands))
     path = ditto.trained_world_model(tiny.debug_args(ditto, env_id="robot:Arm/Left-v7", eval_episodes=0), unknown)
     assert path == Path("runs/robot_Arm_Left-v7/world_model-debug/checkpoint.pt")
-    ((*_, folder, threads, one, cuda),) = commands
+    ((*_, folder, threads, one, device, cpu),) = commands
     assert folder == str(unknown) and commands[0][0] == "world_model.py"
     assert "learns from nothing else" in capsys.readouterr().out
 

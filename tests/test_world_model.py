@@ -1,11 +1,13 @@
 """world_model.py: equations on hand-computed numbers, which action belongs to which frame, gradients, whole runs."""
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from PIL import Image
 from tiny import assert_one_sentence, interrupt, read_log, same_tensors
 
+import ditto
 import world_model
 from world_model import (
     Args,
@@ -561,7 +564,7 @@ def test_moving_error_by_hand(tmp_path, drawn, error):
 def test_no_dataset(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="collect_data.py --env-id Blocks-v0") as stop:
-        world_model.main(Args(env_id="Blocks-v0", size="debug", cuda=False))
+        world_model.main(Args(env_id="Blocks-v0", size="debug", device="cpu"))
     assert_one_sentence(stop)
     with pytest.raises(SystemExit, match="nowhere") as stop:
         world_model.main(debug_args(tmp_path / "nowhere", tmp_path / "run"))
@@ -637,16 +640,113 @@ def test_sizes_and_flags(capsys):
     assert small.deter == 77 and small.depth == world_model.SIZES["small"]["depth"] and small.size == "small"
     assert parse("--size=debug").updates == 20
     capsys.readouterr()
-    assert parse("--no-cuda").size == "small"
+    assert parse("--device", "cpu").size == "small"
     assert len(capsys.readouterr().out.strip().splitlines()) == 1  # auto is announced in one line
     with pytest.raises(SystemExit, match="huge") as stop:
         parse("--size", "huge")
     assert_one_sentence(stop)
 
 
+@pytest.fixture
+def machine(monkeypatch):
+    """A function that lets PyTorch find so many GPUs, and MPS."""
+
+    def find(gpus: int = 0, mps: bool = False):
+        for owner, name, value in ((torch.cuda, "is_available", gpus > 0), (torch.cuda, "device_count", gpus),
+                                   (torch.backends.mps, "is_available", mps), (torch.cuda, "set_device", None),
+                                   (torch, "set_float32_matmul_precision", None)):  # fmt: skip
+            monkeypatch.setattr(owner, name, lambda *_, value=value: value)
+
+    return find
+
+
+def test_the_device_is_the_one_that_is_asked_for(machine, monkeypatch):
+    def found(name):
+        return str(world_model.find_device(name))
+
+    assert [found(name) for name in ("auto", "cpu")] == ["cpu", "cpu"]
+    machine(gpus=0, mps=True)
+    assert [found(name) for name in ("auto", "mps")] == ["cpu", "mps"]  # never unasked
+    machine(gpus=2)
+    assert [found(name) for name in ("auto", "cuda", "cuda:1", "cpu")] == ["cuda:0", "cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "1")  # torchrun's second process
+    assert [found(name) for name in ("auto", "cuda", "cpu")] == ["cuda:1", "cuda:1", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name in ("auto", "cuda"):
+        with pytest.raises(SystemExit, match="finds only cpu, cuda:0, cuda:1 here") as stop:
+            found(name)
+        assert_one_sentence(stop)
+
+
+def test_the_size_follows_the_device(machine, capsys):
+    def size(*argv):
+        return world_model.parse_args(Args, world_model.SIZES, list(argv)).size
+
+    machine(gpus=2, mps=True)
+    assert [size(), size("--device", "cuda:1"), size("--device=cuda")] == ["paper"] * 3
+    assert [size("--device", "cpu"), size("--device=cpu"), size("--device", "mps")] == ["small"] * 3
+
+
+def test_without_cuda_no_graphs_and_torchrun_takes_no_number(machine, monkeypatch):
+    machine(gpus=2, mps=True)
+    for device, graphs in (("mps", False), ("cpu", False), ("cuda:1", True)):
+        args = Args(device=device)
+        assert str(world_model.start(args)) == device and args.cudagraphs == graphs
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="--device cuda, cpu or auto") as stop:
+        world_model.main(Args(device="cuda:1"))
+    assert_one_sentence(stop)
+
+
+def test_mps_falls_back_to_the_cpu_which_must_be_said_before_torch_is_imported(machine, monkeypatch):
+    begun, ran = [], []
+    monkeypatch.delenv("PYTORCH_ENABLE_MPS_FALLBACK", raising=False)
+    monkeypatch.setattr(world_model.os, "execve", lambda *call: begun.append(call) or sys.exit(0))
+    for mps in (False, True):
+        machine(mps=mps)
+        for device in ("cpu", "mps"):
+            with pytest.raises(SystemExit) if mps and device == "mps" else contextlib.nullcontext():
+                world_model.command(lambda args: ran.append((mps, args.device)), lambda: Args(device=device))
+    assert ran == [(False, "cpu"), (False, "mps"), (True, "cpu")]
+    ((program, argv, environment),) = begun
+    assert program == sys.executable and argv == sys.orig_argv and environment["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
+    monkeypatch.setenv("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    world_model.command(lambda args: ran.append(args.device), lambda: Args(device="mps"))
+    assert ran[-1] == "mps"
+
+
+def test_random_states_of_every_kind_of_device_are_kept(tmp_path, machine, monkeypatch):
+    machine(mps=True)
+    state, load = torch.arange(7, dtype=torch.uint8), world_model.load
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda device: state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", lambda value, device: put.append(value))
+    monkeypatch.setattr(world_model, "load", lambda path, device: load(path))  # here nothing can lie on mps
+
+    def run(device):
+        run = Run(tmp_path, Args(device=device), {"rng": torch.Generator().manual_seed(5)})
+        run.writer.close()
+        return run
+
+    put, first = [], run("mps")
+    torch.rand(3, generator=first.parts["rng"])
+    first.step = 5
+    first.save()
+    own = load(tmp_path / "checkpoint.pt")["ranks"][0]
+    assert torch.equal(own["mps_rng"], state) and "cuda_rng" not in own
+    again = run("mps")
+    assert again.step == 5 and torch.equal(again.parts["rng"].get_state(), first.parts["rng"].get_state())
+    assert len(put) == 1 and torch.equal(put[0], state)
+    with again.own_noise():
+        pass
+    assert len(put) == 2
+    other = run("cpu")  # another device goes on, with random numbers anew
+    assert other.step == 5 and len(put) == 2
+    assert torch.equal(other.parts["rng"].get_state(), torch.Generator().manual_seed(5).get_state())
+
+
 def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
     def run():
-        return Run(tmp_path, Args(cuda=False), {"rng": torch.Generator()})
+        return Run(tmp_path, Args(device="cpu"), {"rng": torch.Generator()})
 
     first = run()
     for first.step in (5, 10, 15):
@@ -664,7 +764,7 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
 
 
 def test_after_a_hundred_updates_a_stage_tells_how_long_it_and_the_command_take(tmp_path, capsys, monkeypatch):
-    now, args = [5000.0], Args(cuda=False, updates=400, run_dir=str(tmp_path))
+    now, args = [5000.0], Args(device="cpu", updates=400, run_dir=str(tmp_path))
     monkeypatch.setenv("COMMAND_BEGAN", "1400")  # an hour before this stage began
     monkeypatch.setattr(world_model.time, "time", lambda: now[0])
     run = Run(tmp_path, args, {})
@@ -677,12 +777,22 @@ def test_after_a_hundred_updates_a_stage_tells_how_long_it_and_the_command_take(
 
 
 def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):
-    run = Run(tmp_path, Args(cuda=False, updates=3), {})
+    run = Run(tmp_path, Args(device="cpu", updates=3), {})
     for step in run.steps(3):
         run.log({"losses/a": step}, "losses/a")
     run.writer.close()
     out = capsys.readouterr().out
     assert "\r" not in out and 1 <= len(out.splitlines()) <= 2 and "3/3 (100%)" in out and "left" in out
+
+
+def test_another_seed_has_its_own_folder_and_the_first_keeps_its_name(recorded, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed, name in ((1, "world_model-debug"), (2, "world_model-debug-2"), (1, "world_model-debug")):
+        args = debug_args(recorded / "expert", "", seed=seed, updates=2)
+        assert world_model.main(args)["checkpoint"] == f"runs/Blocks-v0/{name}/checkpoint.pt"
+    agent = SimpleNamespace(env_id="Blocks-v0", size="debug", world_model="")
+    found = ditto.trained_world_model(agent, recorded / "expert")
+    assert found == Path("runs/Blocks-v0/world_model-debug/checkpoint.pt")
 
 
 def test_an_even_dilation_is_refused(recorded, tmp_path):
@@ -694,7 +804,7 @@ def test_an_even_dilation_is_refused(recorded, tmp_path):
 def test_two_processes_train_and_resume(recorded, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
                "--nproc-per-node", "2", str(ROOT / "world_model.py"), "--env-id", "Blocks-v0", "--size", "debug",
-               "--no-cuda", "--data-dir", str(recorded / "expert"), "--run-dir", str(tmp_path),
+               "--device", "cpu", "--data-dir", str(recorded / "expert"), "--run-dir", str(tmp_path),
                "--eval-every", "3"]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     for updates in ("3", "6"):
@@ -762,7 +872,7 @@ def test_an_update_never_waits_for_the_gpu(recorded, tmp_path, monkeypatch):
         torch.cuda.set_sync_debug_mode("default")
 
     monkeypatch.setattr(Run, "steps", watched)
-    world_model.main(debug_args(recorded / "expert", tmp_path, cuda=True, eval_every=99, log_every=99, updates=6))
+    world_model.main(debug_args(recorded / "expert", tmp_path, device="cuda", eval_every=99, log_every=99, updates=6))
 
 
 @gpu
@@ -770,7 +880,7 @@ def test_graphed_updates_equal_eager_updates(recorded, tmp_path):
     logs = []
     for graphs in (False, True):
         run_dir = tmp_path / str(graphs)
-        world_model.main(debug_args(recorded / "expert", run_dir, cuda=True, cudagraphs=graphs, bf16=False))
+        world_model.main(debug_args(recorded / "expert", run_dir, device="cuda", cudagraphs=graphs, bf16=False))
         logs.append(read_log(run_dir))
     for step in (5, 10, 15, 20):
         assert logs[0][step, "losses/world_model"] == pytest.approx(logs[1][step, "losses/world_model"], rel=0.02)

@@ -154,7 +154,7 @@ def counting_episodes(folder: Path, lengths: tuple[int, ...] = (5, 9, 3, 7), num
 
 def debug_args(module, **changes):
     """Args of a script for --size debug on the CPU."""
-    fixed = {"env_id": "Blocks-v0", "size": "debug", "cuda": False}
+    fixed = {"env_id": "Blocks-v0", "size": "debug", "device": "cpu"}
     return module.Args(**module.SIZES["debug"] | fixed | changes)
 
 
