@@ -35,7 +35,6 @@ import copy
 import dataclasses
 import functools
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,7 +44,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from control import Interaction, Replay, demonstrations, digest, foresight, make_game
-from world_model import Games, GaussianLatent, Run, WorldModel, command, parse_args, player, start
+from world_model import Games, GaussianLatent, Run, WorldModel, command, parse_args, player, run_folder, start
 
 
 @dataclass
@@ -407,9 +406,7 @@ def descend(losses: dict[str, Tensor], optimizers: dict[str, torch.optim.Optimiz
 def main(args: Args) -> dict:
     device, given, args = start(args), args, dataclasses.replace(args, **METHODS.get(args.method, {}))
     name = f"{Path(__file__).stem}-{args.method}-{args.size}-{args.obs}-{args.num_expert_episodes}-{args.seed}"
-    run_dir = Path(args.run_dir or f"runs/{args.env_id}/{name}")
-    if args.eval_only and not (run_dir / "checkpoint.pt").exists():
-        sys.exit(f"No checkpoint at {run_dir / 'checkpoint.pt'}: train first, or name its folder with --run-dir.")
+    run_dir = run_folder(args, name)
     # (1) demonstrations, seen in this environment
     env = make_game(args.env_id, args.obs, args.max_steps)
     demos, marks, folder = demonstrations(args, env)

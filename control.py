@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 
 from dmc import DMC, TASKS
-from world_model import is_image, make, make_env, resize, write
+from world_model import home, is_image, make, make_env, resize, write
 
 Seen = Literal["pixels", "state", "anything"]
 KITCHEN, SUB_TASKS = "FrankaKitchen-v1", ["microwave", "kettle", "light switch", "slide cabinet"]
@@ -183,7 +183,8 @@ def read_episode(file: Path) -> tuple[np.ndarray, np.ndarray, int, np.ndarray | 
 def expert_dataset(args) -> Path:
     """The folder of recorded games; it is made if it is missing."""
     task, root = args.env_id in TASKS, "data/debug" if args.size == "debug" else "data"
-    folder = Path(args.data_dir or (f"{root}/dmc/{args.env_id}-expert" if task else f"{root}/{args.env_id}/expert"))
+    usual = Path(root, "dmc", f"{args.env_id}-expert") if task else home(root, args.env_id) / "expert"
+    folder = Path(args.data_dir or usual)
     if args.data_dir or len(list(folder.glob("*.npz"))) >= args.num_expert_episodes:
         return folder
     if args.env_id == KITCHEN:
