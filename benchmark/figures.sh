@@ -2,7 +2,7 @@
 # The literal commands of every figure and table: copy one, or run all of a size with
 #     bash benchmark/figures.sh small          (CPU: Pong and Acrobot, whose world models and 36 demonstrations are shipped)
 #     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
-#     bash benchmark/figures.sh cmil           (CPU: dm_control's Walker by its sensors, demonstrations by SAC)
+#     bash benchmark/figures.sh cmil           (CPU: Franka Kitchen, two sub-tasks, by its sensors and from pixels)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
 # typed again. Results: benchmark/results/grid*.csv. Pictures and table: docs/; `pip install -r requirements-benchmark.txt`.
@@ -72,10 +72,12 @@ aime)
     python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
     ;;
 cmil)
-    # docs/cmil.md; `pip install -r requirements-dmc.txt`
-    python dmc.py --env-id walker-stand --num-episodes 80 --num-demonstrations 20 --batch-size 128
-    python benchmark/run_grid.py --env-ids walker-stand --scripts cmil --num-expert-episodes 5 --seeds 1 2 3 --jobs 1 --results benchmark/results/cmil.csv --options="--size small --obs state --threads 1 --env-steps 6000" --variants "default:" "bc: --method bc" "no_conservatism: --method no-conservatism" "vmail: --method vmail"
-    python benchmark/plot.py --figure interaction --csv benchmark/results/cmil.csv --env-ids walker-stand --out docs/cmil_walker.png
+    # docs/cmil.md; `pip install -r requirements-kitchen.txt`, and a folder of recorded kitchen actions for KITCHEN_DEMOS
+    python control.py --source "${KITCHEN_DEMOS:?a folder with an action per file, such as the authors demonstrations}" --num-episodes 10
+    python benchmark/run_grid.py --env-ids FrankaKitchen-v1 --scripts cmil --num-expert-episodes 10 --seeds 1 2 3 --jobs 2 --results benchmark/results/cmil.csv --options="--size small --obs state --max-steps 80 --threads 1 --env-steps 12000 --batch-size 8 --sigma 2.5 --pretrain 800 --eval-every 600 --quick-episodes 20 --eval-episodes 50" --variants "default:" "bc: --method bc" "no_conservatism: --method no-conservatism" "vmail: --method vmail"
+    python benchmark/plot.py --figure interaction --csv benchmark/results/cmil.csv --env-ids FrankaKitchen-v1 --out docs/cmil_kitchen.png
+    # from pixels, one seed
+    python benchmark/run_grid.py --env-ids FrankaKitchen-v1 --scripts cmil --num-expert-episodes 10 --seeds 1 --jobs 2 --results benchmark/results/cmil_pixels.csv --out runs/grid_pixels --options="--size small --max-steps 80 --threads 1 --env-steps 6000 --batch-size 8 --sigma 2.5 --pretrain 800 --eval-every 600 --quick-episodes 10 --eval-episodes 20" --variants "default:" "bc: --method bc"
     ;;
 paper)
     # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
