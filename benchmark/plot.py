@@ -464,7 +464,8 @@ def draw_interaction(args: Args) -> dict:
     for c, (env_id, env_cells) in enumerate(by_env.items()):
         names = in_order(row["variant"] for row in env_cells)
         for k, variant in enumerate(args.variants or names):
-            label, colour, marker = list(STYLE.values())[k]
+            _, colour, marker = list(STYLE.values())[k]
+            label = "cmil" if variant == "default" else variant.replace("_", "-")
             for axis, (name, text) in zip(axes[:, c], CURVES):
                 points = {(cell, values["charts/env_steps"]): values[name] for (cell, _), values in table.items()
                           if cell[0] == env_id and cell[2] == variant and name in values}  # fmt: skip
@@ -473,8 +474,8 @@ def draw_interaction(args: Args) -> dict:
                 points = [{"x": x, "y": y} for (_, x), y in points.items()]  # the last of each place: before playing
                 x, mean, error = means(points, "x", "y")
                 error = np.nan_to_num(error)
-                axis.errorbar(x, mean, error, color=colour, marker=marker, label=variant) if len(x) == 1 else axis.plot(
-                    x, mean, color=colour, marker=marker, label=variant)  # fmt: skip
+                axis.errorbar(x, mean, error, color=colour, marker=marker, label=label) if len(x) == 1 else axis.plot(
+                    x, mean, color=colour, marker=marker, label=label)  # fmt: skip
                 axis.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
                 axis.set(ylabel=text)
                 curves[env_id, variant, name] = x, mean
