@@ -225,7 +225,7 @@ def diff_page(pair: str) -> str:
             kinds = ("both", "again") if tag == "equal" else ("out", "in")
             cells += left.source(a, b - 1, kinds[0]) + right.source(c, d - 1, kinds[1])
             changed += left.lines[a:b] + right.lines[c:d] if tag != "equal" else []
-        says = " ".join(text for key, text in SAYS[pair].items() if key in "\n".join(changed))
+        says = " ".join(text for key, text in SAYS.get(pair, {}).items() if key in "\n".join(changed))
         a, c = next((a, c) for tag, a, _, c, _ in hunk if tag != "equal")
         place, count = right.block[c] or left.block[a] or "imports", count + len(changed)
         if not says:
