@@ -5,39 +5,48 @@
     python docs/read.py --check    fail if one of them is older than its source
 
 Sources: the scripts as they are; equations/, a file per paper; diffs.toml, what the hunks mean; read_index.html, the
-student's path. A script of ORDER, a diff of the README or an equation that is added is picked up.
+student's path; read_page.html and read.css, the look. A script of ORDER, a diff of the README or an equation that is
+added is picked up.
 """
 
 import ast
 import difflib
-import io
 import re
 import sys
-import tokenize
 import tomllib
-from bisect import bisect_right
+from collections import defaultdict
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
-from pygments.token import STANDARD_TYPES
+from pygments.token import STANDARD_TYPES, Comment, Keyword, Name, Number, Operator, String
 
 DOCS = Path(__file__).resolve().parent
 ROOT, OUT = DOCS.parent, DOCS / "read"
-ORDER = ["world_model", "ditto", "d_gail", "d_bc", "bc_pixels", "aime", "aime_atari", "bco", "cmil"]
+ORDER = ["world_model", "ditto", "d_gail", "d_bc", "bc_pixels", "aime", "aime_atari", "bco", "cmil"]  # the model first
 NAMES = [name for name in ORDER if (ROOT / f"{name}.py").exists()]
 TOML = {path.stem: tomllib.loads(path.read_text()) for path in sorted((DOCS / "equations").glob("*.toml"))}
-SYMBOLS, SAYS = TOML.pop("symbols")["symbol"], tomllib.loads((DOCS / "diffs.toml").read_text())
+SYMBOLS, SAYS = TOML.pop("symbols"), tomllib.loads((DOCS / "diffs.toml").read_text())
 PAPERS = {paper["short"]: paper for paper in sorted(TOML.values(), key=lambda paper: paper["arxiv"])}
 EQUATIONS = {(short, eq["number"]): eq for short, paper in PAPERS.items() for eq in paper["equation"]}
 README = re.findall(r"^diff (\w+)\.py (\w+)\.py +# (.*)$", (ROOT / "README.md").read_text(), re.M)
-DIFFS = [diff for diff in README if diff[0] in NAMES and diff[1] in NAMES]
-CITED = re.compile(r"(?:(\w+),? )?(Eq\. |Alg\. |[Aa]lgorithm )(\d+(?:(?:, | and | to )\d+)*)(?: of (\w+))?")
-MODEL = re.findall(r"^class WorldModel.*?^# ---", (ROOT / "world_model.py").read_text(), re.M | re.S)[0]
-MODEL = {f"WorldModel.{name}" for name in re.findall(r"^    def (\w+)", MODEL, re.M)}
-DEPARTS = re.compile(r"[Dd]iffer(?:s|ences) from|our choice")
-CSS = {"sd": "d", "nf": "f", "nc": "f", "nd": "f", "nb": "b", "ow": "k", "bp": ""}  # of Pygments' tokens; else a letter
+DIFFS = {f"{x}-{y}": (x, y, what) for x, y, what in README if x in NAMES and y in NAMES}
+COLOURED = [Comment, Keyword, Operator.Word, String.Doc, String, Number, Name.Function, Name.Class, Name.Builtin]
+CITED = re.compile(r"(Eq\. |Alg\. |[Aa]lgorithm )(?:\d+(?:, | and | to ))*\d+(?= of (\w+)|)")
+STEP = re.compile(r"  \((\d+)\) (.*?)(?: +(?:Eq|Alg)\..*| {2,}.*)`([\w.]+)`$")
+MARK = re.compile(r"\((\d+)\)(?:(?= to \((\d+)\))|)")
+SCRIPTS: dict[str, "Script"] = {}
+
+
+def link(where: str, text: str) -> str:
+    return f'<a href="{where}">{text}</a>'
+
+
+def anchor(key: tuple[str, str]) -> str:
+    return "-".join(key).lower().replace(". ", "-")
 
 
 def math(latex: str, display: str = "inline") -> str:
@@ -46,331 +55,244 @@ def math(latex: str, display: str = "inline") -> str:
     return text.replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")  # a relation, with its space
 
 
-def formulas(lines: list[str]) -> str:
-    """Formulas side by side, as many as fit."""
-    return '<div class="ms">' + "".join(f"<div>{math(line, 'block')}</div>" for line in lines) + "</div>"
+def card(key: tuple[str, str], brief: bool = False) -> str:
+    """An equation: number, formulas, a line of meaning, and what the code computes if that is something else."""
+    eq, parts = EQUATIONS[key], {}
+    for part in ("latex", "ours"):
+        parts[part] = "".join(f"<div>{math(line, 'block')}</div>" for line in eq.get(part, []))
+    version = eq.get("version", PAPERS[key[0]]["version"]) + (f" [{eq['old']}]" if "old" in eq else "")
+    name = link(f"equations.html#{anchor(key)}", " ".join(key))
+    text = f'<div class="ms">{parts["latex"]}</div><h3>{name} <small>{version}</small></h3>'
+    if not brief:
+        text += f"<p>{eq['says']}</p>"
+        ours = f'<div class="ms">{parts["ours"]}</div><p><em>differs:</em> {eq.get("ours_says")}</p>'
+        text += f'<div class="ours">{ours}</div>' if "ours" in eq else ""
+    return f'<div class="eq">{text}</div>'
 
 
-def anchor(key: tuple[str, str]) -> str:
-    """Place of an equation on the page of all."""
-    return "-".join(key).lower().replace(". ", "-")
+def about(paper: dict) -> str:
+    """Title and number of a paper, and what its equations were checked against."""
+    where = f"https://arxiv.org/abs/{paper['arxiv']}{paper['version']}"
+    name = link(where, f"arXiv {paper['arxiv']} {paper['version']}".strip())
+    return f"<p><em>{paper['title']}</em>, {name}. {paper['note']} {paper['checked']}</p>"
 
 
-def link(where: str, text: str) -> str:
-    """A link."""
-    return f'<a href="{where}">{text}</a>'
-
-
-def eq_link(key: tuple[str, str], text: str = "") -> str:
-    """A link to an equation."""
-    return link(f"equations.html#{anchor(key)}", text or " ".join(key))
-
-
-def arxiv(paper: dict) -> str:
-    """A link to a paper."""
-    number, version = paper["arxiv"], paper["version"]
-    return link(f"https://arxiv.org/abs/{number}{version}", f"arXiv {number} {version}".strip())
-
-
-def card(key: tuple[str, str], place: str = "") -> str:
-    """An equation: number, formula, a line of meaning, and what the code computes if that is something else."""
-    eq = EQUATIONS[key]
-    version = eq.get("version", PAPERS[key[0]]["version"])
-    old = f" [{eq['old']}]" if "old" in eq else ""
-    ours = f"<em>differs</em>{formulas(eq['ours'])}<p>{eq['ours_says']}</p>" if "ours" in eq else ""
-    ours = ours and f'<div class="ours">{ours}</div>'
-    head = f'<div class="eq"{place}><h3>{eq_link(key)} <small>{version}{old}</small></h3>'
-    return f"{head}{formulas(eq['latex'])}<p>{eq['says']}</p>{ours}</div>"
+def page(name: str, title: str, more: str, body: str) -> str:
+    """A whole page around its body."""
+    menu = "".join(link(f"{n}.html", n) for n in ["index", *NAMES, "equations"])
+    menu = menu.replace(f'href="{name}.html"', f'href="{name}.html" aria-current="page"')
+    return (DOCS / "read_page.html").read_text().format(title=title, menu=menu, more=more, body=body)
 
 
 class Script:
-    """A script: its blocks, the steps of its docstring, citations, departures, coloured lines."""
+    """A script: the block that each line is in, steps, citations, departures, and its lines as HTML."""
 
     def __init__(self, name: str):
         self.name, self.text = name, (ROOT / f"{name}.py").read_text()
-        self.lines, self.tree = self.text.splitlines(), ast.parse(self.text)
-        self.title = ast.get_docstring(self.tree).splitlines()[0]
-        self.doc = self.tree.body[0].lineno, self.tree.body[0].end_lineno
+        self.lines, tree = ["", *self.text.splitlines()], ast.parse(self.text)  # counted from 1
+        self.title = ast.get_docstring(tree).splitlines()[0]
         named = {self.text.find(paper["arxiv"]): short for short, paper in PAPERS.items()}
         self.paper = named[min(named.keys() - {-1})]  # the first that the docstring names
-        numbered = list(enumerate(self.lines, 1))
-        begins = [(n, line[15:-4].split(", ")) for n, line in numbered if line.startswith("# --- same in: ")]
-        ends = [n for n, line in numbered if line == "# --- end ---"]
-        self.fences = [(a, b, names) for (a, names), b in zip(begins, ends, strict=True)]  # what several scripts share
-        # blocks: every function, method and class, and what stands between them
-        starts, self.defs = {1: "", self.doc[0]: "docstring", self.doc[1] + 1: ""}, {}
-        for node in self.tree.body:
-            parts = [p for p in getattr(node, "body", []) if isinstance(node, ast.ClassDef)]
-            for part in [node, *(p for p in parts if isinstance(p, ast.FunctionDef) and p.name != "__init__")]:
-                first = min([part.lineno, *(d.lineno for d in getattr(part, "decorator_list", []))])
-                while part is node and self.lines[first - 2].startswith("#"):
-                    first -= 1
-                if hasattr(part, "name"):
-                    starts[first] = part.name if part is node else f"{node.name}.{part.name}"
-                    self.defs[starts[first]] = part.lineno
-                elif ast.unparse(part).startswith(("SMALL", "if __")):
-                    starts[first] = ""
-        self.blocks = sorted(starts.items())
-        self.find()
+        docstring = range(tree.body[0].lineno, tree.body[0].end_lineno + 1)
+        self.block, self.where = defaultdict(str, dict.fromkeys(docstring, "docstring")), {}
+        for top in tree.body:
+            if isinstance(top, ast.ImportFrom) and top.module in NAMES:
+                self.where |= {alias.name: f"{top.module}.html#{alias.name}" for alias in top.names}
+            for node in [top, *(top.body if isinstance(top, ast.ClassDef) else [])]:
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name != "__init__":
+                    block = node.name if node is top else f"{top.name}.{node.name}"
+                    first = min(part.lineno for part in [node, *node.decorator_list])
+                    while self.lines[first - 1].startswith("#"):
+                        first -= 1
+                    self.block |= dict.fromkeys(range(first, node.end_lineno + 1), block)
+                    self.where[block] = f"{name}.html#{block}"
+        self.steps, self.marks, self.first, self.shared, others = {}, defaultdict(list), {}, {}, []
+        for n, line in enumerate(self.lines):
+            others = line[15:-4].split(", ") if line.startswith("# --- same in: ") else others
+            self.shared[n] = others = [] if line == "# --- end ---" else others
+            if self.block[n] == "docstring":
+                self.steps |= {int(step[1]): (n, step[2], step[3]) for step in STEP.finditer(line)}
+            for mark in MARK.finditer(line.partition("# ")[2]):
+                self.marks[n] += [k for k in self.steps if int(mark[1]) <= k <= int(mark[2] or mark[1])]
+            self.first = dict.fromkeys(self.marks[n], n) | self.first
+        self.html, self.words, self.cites, self.departs = defaultdict(str), defaultdict(set), [], {}
+        self.colour()
 
-    def block(self, n: int) -> str:
-        """Name of the block that line n is in."""
-        return self.blocks[bisect_right(self.blocks, (n, "\uffff")) - 1][1]
+    def colour(self) -> None:
+        """HTML of every line, in Pygments' classes, with links."""
+        model = SCRIPTS.get("world_model", self).where.items()
+        places = {x.replace("WorldModel", who): y for x, y in model for who in ("model", "self")} | self.where
+        n, before = 1, ["", ""]
+        for kind, text in PythonLexer(stripnl=False, ensurenl=False).get_tokens(self.text):
+            css = next((STANDARD_TYPES[group] for group in COLOURED if kind in group), "")
+            for k, part in enumerate(text.split("\n")):
+                n, html = n + (k > 0), escape(part, quote=False)
+                if kind in Comment or kind in String.Doc:
+                    html = self.prose(n, html)
+                elif kind in Name:
+                    self.words[n].add(part)
+                    meant = f"{before[0]}.{part}" if before[1] == "." else part
+                    html = link(places[meant], html) if kind is Name and meant in places else html
+                self.html[n] += f'<span class="{css}">{html}</span>' if css and part else html
+            before = [before[1], text] if text.strip() else before
 
-    def find(self):
-        """Steps, marks of steps, citations, departures and links: (first column, last, where) by line."""
-        self.links, self.words, prose = {n: [] for n in range(1, len(self.lines) + 1)}, set(), {}
-        self.steps, self.marks, self.cites, self.departures = {}, [], [], set()
-        nodes = [node for node in self.tree.body if isinstance(node, ast.ImportFrom)]
-        imported = {name.name: node.module for node in nodes for name in node.names if node.module in NAMES}
-        inside, last, listed = 0, ["", ""], {n for node in nodes for n in range(node.lineno, node.end_lineno + 1)}
-        for kind, text, (row, col), (end, stop), line in tokenize.generate_tokens(io.StringIO(self.text).readline):
-            name = tokenize.tok_name[kind]  # Python 3.12 looks into f-strings, 3.11 does not
-            inside += (name == "FSTRING_START") - (name == "FSTRING_END")
-            if name == "COMMENT" or name == "STRING" and text.startswith('"""'):
-                prose |= {n: (col * (n == row), name == "COMMENT") for n in range(row, end + 1)}
-            elif name == "NAME" and not inside:
-                self.words.add((row, text))
-                method = f"{self.block(row).split('.')[0] if last[0] == 'self' else 'WorldModel'}.{text}"
-                meant = text[0].isupper() or self.lines[row - 1][stop : stop + 1] == "(" or row in listed
-                if last[1] == "." and last[0] in ("self", "model") and (method in self.defs or method in MODEL):
-                    self.links[row].append((col, stop, f"{'' if method in self.defs else 'world_model.html'}#{method}"))
-                elif last[1] not in (".", "def", "class") and meant and text in self.defs | imported and text != "main":
-                    where = f"{imported[text]}.html" if text in imported else ""
-                    self.links[row].append((col, stop, f"{where}#{text}"))
-            last = [last[1], text] if text.strip() else last
-        for n in range(*self.doc):
-            if step := re.match(r"  \((\d+)\) (.*?) {2,}.*`([\w.]+)`$", self.lines[n - 1]):
-                self.steps[int(step[1])] = n, re.sub(r" +(Eq|Alg)\..*", "", step[2]), step[3]
-                self.links[n].append((*step.span(3), f"#{step[3]}"))
-        going = False
-        for n, (col, comment) in prose.items():
-            line, in_doc = self.lines[n - 1], self.doc[0] <= n <= self.doc[1]
-            for cite in CITED.finditer(line, col):
-                for number in re.finditer(r"\d+", cite[3]):
-                    if key := self.resolve(cite, number[0], n):
-                        self.cites.append((n, key))
-                        first = cite.start(3) + number.start() if number.start() else cite.start(2)
-                        self.links[n].append((first, cite.start(3) + number.end(), f"equations.html#{anchor(key)}"))
-            for mark in re.finditer(r"\((\d+)\)", line[col:]):
-                if (k := int(mark[1])) in self.steps and (comment or in_doc):
-                    to = re.match(r" to \((\d+)\)", line[col + mark.end() :])
-                    self.marks += [(n, j) for j in range(k, int(to[1]) if to else k + 1)] if comment else []
-                    self.links[n].append((col + mark.start(), col + mark.end(), f"#{'step' if comment else 'at'}-{k}"))
-            going = bool(DEPARTS.search(line, col)) or going and bool(line.strip(' "')) and n - 1 in prose
-            self.departures |= {n} if going else set()
-            going = going and (in_doc or not re.search(r'[.:;]"*$', line))  # in the docstring to the paragraph's end
-        self.first = {k: n for n, k in reversed(self.marks)}
+    def prose(self, n: int, text: str) -> str:
+        """A line of a docstring or comment, its equations, steps and names linked; note whether it is a departure."""
+        inside = self.block[n] == "docstring"
 
-    def resolve(self, cite: re.Match, number: str, n: int) -> tuple[str, str] | None:
-        """The equation meant: of the paper that is named, in a block of ditto.py's DITTO, else the script's."""
-        shared = any(a <= n <= b and "ditto" in names for a, b, names in self.fences)
-        named = next((name for name in (cite[4], cite[1]) if name in PAPERS), "DITTO" if shared else self.paper)
-        key = named, f"{'Eq' if cite[2] == 'Eq. ' else 'Alg'}. {number}"
-        if key not in EQUATIONS and key[1][:2] == "Eq":
-            sys.exit(f"{self.name}.py, line {n}: {' '.join(key)} is not in docs/equations.")
-        return key if key in EQUATIONS else None
+        def cite(match: re.Match) -> str:  # of the paper that is named; in a block of ditto.py's DITTO; the script's
+            named = [match[2], *re.findall(r"\w+", match.string[: match.start()])[-1:]]
+            usual = "DITTO" if "ditto" in self.shared[n] else self.paper
+            paper, parts = next((x for x in named if x in PAPERS), usual), re.split("(, | and | to )", match[0])
+            for i in range(0, len(parts), 2):
+                key = paper, f"{'Eq' if match[1] == 'Eq. ' else 'Alg'}. {parts[i].split()[-1]}"
+                if key in EQUATIONS:
+                    self.cites.append((n, key))
+                    parts[i] = link(f"equations.html#{anchor(key)}", parts[i])
+                elif match[1] == "Eq. ":
+                    sys.exit(f"{self.name}.py, line {n}: {' '.join(key)} is not in docs/equations.")
+            return "".join(parts)
 
-    def colour(self) -> list[str]:
-        """HTML of every line: Pygments' colours and the links."""
-        out, row, col = [[] for _ in self.lines], 0, 0
-        for kind, value in PythonLexer(stripnl=False, ensurenl=False).get_tokens(self.text):
-            css = STANDARD_TYPES.get(kind, "")
-            css = CSS.get(css, css[:1])
-            for k, part in enumerate(value.split("\n")):
-                row, col = (row + 1, 0) if k else (row, col)
-                pieces, at, end = [], col, col + len(part)
-                for a, b, where in sorted(self.links.get(row + 1, [])):
-                    if at <= a and b <= end:
-                        text = [escape(self.lines[row][i:j], False) for i, j in ((at, a), (a, b))]
-                        pieces, at = [*pieces, f'{text[0]}<a href="{where}">{text[1]}</a>'], b
-                if part:
-                    piece = "".join(pieces) + escape(self.lines[row][at:end], False)
-                    out[row].append(f'<i class="{css}">{piece}</i>' if css and css in "kscmdfb" else piece)
-                col = end
-        return ["".join(parts) for parts in out]
+        starts, going = re.search(r"[Dd]iffer(s|ences) from|our choice", text), self.departs.get(n - 1) == "on"
+        if starts or going and text.strip(' "'):  # to the end of the sentence, in the docstring of the paragraph
+            self.departs[n] = "end" if not inside and re.search(r'[.:;]"*$', text) else "on"
+        steps = {k: f"L{self.first[k]}" if inside and k in self.first else f"step-{k}" for k in self.steps}
+        places = {f"({k})": f"{self.name}.html#{place}" for k, place in steps.items()}
+        places |= {f"`{name}`": place for name, place in self.where.items()}
+        pattern = r"\(\d+\)|`[\w.]+`"
+        return re.sub(pattern, lambda m: link(places[m[0]], m[0]) if m[0] in places else m[0], CITED.sub(cite, text))
 
     def source(self, first: int, last: int, kind: str = "") -> str:
         """Lines first to last as HTML, on their own page or, if they are of a kind, elsewhere."""
         rows = []
         for n in range(first, last + 1):
-            line, mark = self.lines[n - 1], ""
-            css = f"l i{min((len(line) - len(line.lstrip())) // 4, 6)}" + " differs" * (n in self.departures)
-            if not kind:
-                mark = "".join(f'<b id="step-{k}">{k}</b>' for k, step in self.steps.items() if step[0] == n)
-                here = [k for m, k in self.marks if m == n]
-                mark += "".join(f'<s id="at-{k}"></s>' for k in here if self.first[k] == n)
-                mark += f"<b>{here[0] if len(here) == 1 else '⋮'}</b>" if here else ""
-            place = "" if kind else f' id="L{n}"'
-            rows.append(f'<div class="{css}"{place} data-n="{n}">{mark}{self.html[n - 1] or "<br>"}</div>')
-        text = "".join(rows)
-        text = text.replace('href="#', f'href="{self.name}.html#') if kind else text
-        return f'<div class="src {kind}">{text}</div>'
+            mark = "".join(f'<b id="step-{k}">{k}</b>' for k, step in self.steps.items() if step[0] == n)
+            mark += f"<b>{self.marks[n][0] if len(self.marks[n]) == 1 else '⋮'}</b>" if self.marks[n] else ""
+            head = f'class="ln{" differs" * (n in self.departs)}" data-n="{n}"' + f' id="L{n}"' * (not kind)
+            indent = len(self.lines[n]) - len(self.lines[n].lstrip()) + 2  # where a long line goes on
+            rows.append(f'<div {head} style="--i:{indent}">{mark * (not kind)}{self.html[n] or "<br>"}</div>')
+        return f'<div class="src {kind}">{"".join(rows)}</div>'
 
-    def notes(self, first: int, last: int, name: str) -> str:
-        """What stands left of the lines first to last of a block."""
-        owned = name != "main" and first <= self.defs.get(name, 0) <= last  # main has marks
-        steps = {k for n, k in self.marks if first <= n <= last}
-        steps |= {k for k, step in self.steps.items() if owned and step[2] == name}
-        many = any(sum(m == n for m, _ in self.marks) > 1 for n in range(first, last + 1))  # one line, several steps
-        keys = list(dict.fromkeys(key for n, key in self.cites if first <= n <= last and name != "Args"))
-        out = []
+    def notes(self, first: int, last: int, shown: set) -> str:
+        """What stands left of the lines first to last of a block; what was shown before is shown without its text."""
+        name, lines, out = self.block[first], range(first, last + 1), []
+        steps = {k for n in lines for k in self.marks[n]}
+        marked = {k for k, n in self.first.items() if self.block[n] == name}
+        steps |= {k for k, step in self.steps.items() if step[2] == name and k not in marked and name not in shown}
+        keys = [key for n, key in self.cites if n in lines and name != "Args"]
         for k in sorted(steps):
             row, text, where = self.steps[k]
-            cited = [key for n, key in self.cites if n == row]
-            also = " ".join(eq_link(key, key[1]) for key in cited)
-            also += f' <a href="#{where}"><code>{where}</code></a>' if where not in ("main", name) else ""
-            out.append(f'<p class="step"><a href="#step-{k}">{k}</a> {escape(text)} {also}</p>')
-            out += [formulas(EQUATIONS[key]["latex"]) for key in cited if not many and key not in keys]
-        near = {key for n, key in self.cites if first - 40 < n < first and self.block(n) != "Args"}  # still in sight
-        for key in keys:
-            out.append(f"<h3>{eq_link(key)}</h3>{formulas(EQUATIONS[key]['latex'])}" if key in near else card(key))
-        words = {word for n, word in self.words if first <= n <= last} if steps or keys or name == "Args" else set()
-        known = [s for s in SYMBOLS if words & set(s["names"]) and self.name in s.get("only", NAMES)]
-        if known:
-            rows = [(math(s["latex"]), next(x for x in s["names"] if x in words), s["shape"]) for s in known]
-            rows = "".join(f"<li>{x} <code>{code}</code> <small>{shape}</small></li>" for x, code, shape in rows)
-            opened = " open" if len(known) < 9 or name == "Args" else ""
-            out.append(f'<details{opened}><summary>symbols</summary><ul class="sym">{rows}</ul></details>')
-        for others in (names for a, _, names in self.fences if a == first):
-            links = ", ".join(f'<a href="{other}.html#{name}">{other}</a>' for other in others if other != self.name)
-            out.append(f'<p class="same">the same, byte for byte, in {links}</p>')
+            pill, at = link(f"#step-{k}", str(k)), f" <code>{link(self.where[where], where)}</code>"
+            keys += [key for n, key in self.cites if n == row and len(steps) < 4]
+            out.append(f'<p class="step">{pill} {escape(text)}{at * (where not in ("main", name))}</p>')
+        if len(steps) > 3:  # a line where most steps meet
+            out = [f'<p class="step">{"".join(link(f"#step-{k}", str(k)) for k in sorted(steps))}</p>']
+        out += [card(key, key in shown) for key in dict.fromkeys(keys)]
+        words = set().union(*(self.words[n] for n in lines)) if out or name == "Args" else set()
+        known = [s for s in SYMBOLS["symbol"] if words & set(s["names"]) and self.name in s.get("only", NAMES)]
+        known = [s for s in known if (name, s["latex"]) not in shown]
+        shown |= {name, *keys, *((name, s["latex"]) for s in known)}
+        rows = [(math(s["latex"]), next(x for x in s["names"] if x in words), s["shape"]) for s in known]
+        items = "".join(f"<li>{x} <code>{code}</code> <small>{shape}</small></li>" for x, code, shape in rows)
+        out += [f'<ul class="sym" aria-label="symbols">{items}</ul>'] if items else []
         return "".join(out)
-
-    def about(self) -> str:
-        """What stands left of the docstring."""
-        paper, diffs = PAPERS[self.paper], [diff for diff in DIFFS if self.name in diff[:2]]
-        rows = "".join(f"<li>{link(f'{x}-{y}.html', f'{x} / {y}')}: {what}</li>" for x, y, what in diffs)
-        used = " ".join(eq_link(key) for key in dict.fromkeys(key for _, key in self.cites))
-        key = '<span class="key">This colour</span> is where the code leaves the paper, or where no source decides.'
-        head = f"<p><em>{paper['title']}</em>, {arxiv(paper)}. {paper['note']}</p>"
-        return (f"{head}<p>Cited here: {used or 'nothing'}.</p>"
-                f"<p>A number in the margin is a step of the algorithm. {key}</p><ul>{rows}</ul>")  # fmt: skip
 
     def page(self) -> str:
         """The script, right, and what belongs to it, left."""
-        rows = []
-        for (first, name), (after, _) in zip(self.blocks, [*self.blocks[1:], (len(self.lines) + 1, "")]):
-            cuts, pending = [first], 0  # a new row where a step begins, if the notes before have room
-            for n in sorted({n for n, _ in self.marks if first < n < after}):
-                n -= self.lines[n - 2].strip().startswith("#")
-                if n - cuts[-1] > 8 + 3 * pending:
-                    cuts, pending = [*cuts, n], 0
-                pending += 1
-            for begin, end in zip(cuts, [*cuts[1:], after]):
-                left = self.about() if name == "docstring" else self.notes(begin, end - 1, name)
-                place = f' id="{name}"' if name and begin == first else ""
-                left = f'<section class="row"{place}><div class="notes">{left}</div>'
-                rows.append(f"{left}{self.source(begin, end - 1)}</section>")
-        return page(f"{self.name}.py", self.title, "".join(rows), self.name)
+        pairs = [(link(f"{pair}.html", pair), what) for pair, (x, y, what) in DIFFS.items() if self.name in (x, y)]
+        diffs = "".join(f"<li>{pair}: {what}</li>" for pair, what in pairs)
+        top = f"{about(PAPERS[self.paper])}{SYMBOLS['key']}<ul>{diffs}</ul>"
+        parts, shown, places = [], set(), {""}
+        for name, group in groupby(range(1, len(self.lines)), self.block.__getitem__):
+            lines, rows = list(group), []
+            cuts = [n for n in lines if n == lines[0] or self.marks[n]]
+            for begin, end in zip(cuts, [*cuts[1:], lines[-1] + 1]):
+                left = top if name == "docstring" else self.notes(begin, end - 1, shown)
+                rows.append(f'<div class="notes">{left}</div>' * bool(left) + self.source(begin, end - 1))
+            place = "" if name in places else f' id="{name}"'
+            parts.append(f"<section{place}>{''.join(rows)}</section>")
+            places.add(name)
+        return page(self.name, f"{self.name}.py", self.title, f'<div class="script">{"".join(parts)}</div>')
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">
-<link rel="stylesheet" href="style.css"></head><body><a class="skip" href="#top">skip the menu</a>
-<nav aria-label="pages">{menu}</nav>
-<main id="top"><h1>{title} <small>{more}</small></h1>{body}</main></body></html>
-"""
-
-
-def page(title: str, more: str, body: str, name: str) -> str:
-    """A whole page around its body."""
-    menu = "".join(link(f"{n}.html", n) for n in ["index", *NAMES, "equations", "symbols"])
-    menu = menu.replace(f'href="{name}.html"', f'href="{name}.html" aria-current="page"')
-    return PAGE.format(title=title, menu=menu, more=more, body=body)
-
-
-def diff_page(x: str, y: str, what: str, missing: list[str]) -> str:
+def diff_page(pair: str) -> str:
     """Two scripts side by side: their hunks, each under the sentence that says what it means."""
-    left, right, hunks, parts = SCRIPTS[x], SCRIPTS[y], [], []
-    matcher = difflib.SequenceMatcher(None, left.lines, right.lines, autojunk=False)
-    codes = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
-    for code in codes:  # two lines between two changes belong to both
-        near = hunks and code[0] - hunks[-1][-1][1] <= 2
-        hunks = [*hunks[:-1], [*hunks[-1], code]] if near else [*hunks, [code]]
-    for hunk in hunks:
-        changed = "\n".join(line for a, b, c, d in hunk for line in left.lines[a:b] + right.lines[c:d])
-        tables = SAYS.get(f"{x}-{y}", {}), SAYS["all"]
-        says = next(filter(None, ([text for key, text in says.items() if key in changed] for says in tables)), [])
-        place = right.block(hunk[0][2] + 1) or left.block(hunk[0][0] + 1) or "imports"
-        missing += [] if says else [f"{x}-{y}, {place}: {changed.strip().splitlines()[0].strip()[:80]}"]
-        cells, before = "", hunk[0][0]
-        for a, b, c, d in hunk:
-            if before < a:
-                cells += left.source(before + 1, a, "both") + right.source(c - a + before + 1, c, "again")
-            cells, before = cells + left.source(a + 1, b, "out") + right.source(c + 1, d, "in"), b
-        at = link(f"{x}.html#L{hunk[0][0] + 1}", x) + " " + link(f"{y}.html#L{hunk[0][2] + 1}", y)
-        head = f"<h2>{' '.join(says) or f'In {place}.'} <small><code>{place}</code> {at}</small></h2>"
+    (x, y, what), parts, count = DIFFS[pair], [], 0
+    left, right = SCRIPTS[x], SCRIPTS[y]
+    for hunk in difflib.SequenceMatcher(None, left.lines, right.lines, autojunk=False).get_grouped_opcodes(1):
+        cells, changed = "", []
+        for tag, a, b, c, d in hunk:
+            kinds = ("both", "again") if tag == "equal" else ("out", "in")
+            cells += left.source(a, b - 1, kinds[0]) + right.source(c, d - 1, kinds[1])
+            changed += left.lines[a:b] + right.lines[c:d] if tag != "equal" else []
+        says = " ".join(text for key, text in SAYS.get(pair, {}).items() if key in "\n".join(changed))
+        a, c = next((a, c) for tag, a, _, c, _ in hunk if tag != "equal")
+        place, count = right.block[c] or left.block[a] or "imports", count + len(changed)
+        if not says:
+            print(f"docs/diffs.toml has no sentence for {pair}, {place}: {' '.join(changed).strip()[:80]}")
+        at = link(f"{x}.html#L{a}", x) + " " + link(f"{y}.html#L{c}", y)
+        head = f"<h2>{says or f'In {place}.'} <small><code>{place}</code> {at}</small></h2>"
         parts.append(f'<section class="hunk">{head}<div class="two">{cells}</div></section>')
-    count = f"{sum(b - a + d - c for a, b, c, d in codes)} changed lines in {len(codes)} hunks"
-    return page(f"{x} / {y}", f"{what}: {count}; left {x}.py, right {y}.py", "".join(parts), f"{x}-{y}")
+    more = f"{what}: {count} changed lines in {len(parts)} places; left {x}.py, right {y}.py"
+    return page(pair, f"{x} / {y}", more, "".join(parts))
 
 
 def equations_page() -> str:
     """All equations of the papers that are cited, and every line that cites each."""
-    parts = []
-    for short, paper in PAPERS.items():
-        if any(key[0] == short for script in SCRIPTS.values() for _, key in script.cites):
-            head = f"<h2>{short} <small><em>{paper['title']}</em>, {arxiv(paper)}</small></h2>"
-            parts.append(f"{head}<p>{paper['note']}</p>")
-            for key in (key for key in EQUATIONS if key[0] == short):
-                rows = ""
-                for script in SCRIPTS.values():
-                    lines = {n: f"{n} <small>{script.block(n)}</small>" for n, cited in script.cites if cited == key}
-                    at = " ".join(link(f"{script.name}.html#L{n}", text) for n, text in lines.items())
-                    rows += f"<li>{script.name}: {at}</li>" if at else ""
-                cited = f'<ul class="at">{rows}</ul>' if rows else "<p>Background: no line computes it.</p>"
-                place = f' id="{anchor(key)}"'
-                parts.append(f'<section class="pair">{card(key, place)}{cited}</section>')
-    return page("Equations", "and every line that cites them", "".join(parts), "equations")
+    cites, parts = {key: defaultdict(dict) for key in EQUATIONS}, []
+    for script in SCRIPTS.values():
+        for n, key in script.cites:
+            cites[key][script.name][n] = link(f"{script.name}.html#L{n}", f"{n} <small>{script.block[n]}</small>")
+    for (short, number), lines in cites.items():
+        if number == PAPERS[short]["equation"][0]["number"]:
+            parts.append(f"<h2>{short}</h2>{about(PAPERS[short])}")
+        rows = "".join(f"<li>{name}: {' '.join(at.values())}</li>" for name, at in lines.items())
+        rows = f'<ul class="at">{rows or "<li>Background: no line computes it.</li>"}</ul>'
+        key = short, number
+        parts.append(f'<section class="pair" id="{anchor(key)}">{card(key)}{rows}</section>')
+    return page("equations", "Equations", "and every line that cites them", "".join(parts))
 
 
-def symbols_page() -> str:
-    """All symbols, their names in the code, shapes, meaning."""
-    known = [s for s in SYMBOLS if set(s.get("only", NAMES)) & set(NAMES)]
+def index_page() -> str:
+    """The student's path, with the lists of scripts, diffs and symbols in it."""
+    text = (DOCS / "read_index.html").read_text()
+    rows = [f"<li>{link(f'{s.name}.html', f'{s.name}.py')} {s.title}</li>" for s in SCRIPTS.values()]
+    text = text.replace("<!-- scripts -->", "".join(rows))
+    rows = [f"<li>{link(f'{pair}.html', pair)} {what}</li>" for pair, (_, _, what) in DIFFS.items()]
+    text = text.replace("<!-- diffs -->", "".join(rows))
+    known = [s for s in SYMBOLS["symbol"] if set(s.get("only", NAMES)) & set(NAMES)]
     rows = [(math(s["latex"]), f"<code>{', '.join(s['names'])}</code>", s["shape"], s["says"]) for s in known]
-    rows = "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows)
-    sizes = ("B batch, T time, H horizon, N start states, A actions, D deter, S groups, K classes, F = D + S*K, "
-             "E embedding, C channels, O sensors; time comes first")  # fmt: skip
-    return page("Symbols", sizes, f"<table><tr><th>paper<th>code<th>shape or value<th>meaning{rows}</table>", "symbols")
+    text = text.replace("<!-- symbols -->", "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows))
+    return page("index", "Read the code beside the paper", "", text)
 
 
 def tables() -> dict[Path, str]:
     """The pages of docs/ with their equation tables written anew."""
-    rows = {}
+    rows = defaultdict(str)
     for (_, number), eq in EQUATIONS.items():
         for place, what in eq.get("code", {}).items():
             file, function = place.split()
             path = DOCS / file.replace("world_model.py", "ditto.py").replace(".py", ".md")
-            rows[path] = rows.get(path, "") + f"| {number} | {file} | {function} | {what} |\n"
+            rows[path] += f"| {number} | {file} | {function} | {what} |\n"
     pattern = r"(?<=\|---\|---\|---\|---\|\n)(\| Eq\. .*\n)+"
     return {path: re.sub(pattern, lambda _: rows[path], path.read_text(), count=1) for path in rows if path.exists()}
 
 
-SCRIPTS = {name: Script(name) for name in NAMES}
-for script in SCRIPTS.values():
-    script.html = script.colour()
-
-
 def main() -> None:
-    missing: list[str] = []
-    rows = [(link(f"{s.name}.html", f"{s.name}.py"), len(s.lines), s.title) for s in SCRIPTS.values()]
-    scripts = "".join(f"<li>{where} <small>{count} lines</small> {text}</li>" for where, count, text in rows)
-    diffs = "".join(f"<li>{link(f'{x}-{y}.html', f'{x} / {y}')} {what}</li>" for x, y, what in DIFFS)
-    start = (DOCS / "read_index.html").read_text().replace("<!-- scripts -->", scripts).replace("<!-- diffs -->", diffs)
-    pages = {"index": page("Read the code beside the paper", "", start, "index")}
-    pages |= {"equations": equations_page(), "symbols": symbols_page()}
-    pages |= {name: script.page() for name, script in SCRIPTS.items()}
-    pages |= {f"{x}-{y}": diff_page(x, y, what, missing) for x, y, what in DIFFS}
+    for name in NAMES:
+        SCRIPTS[name] = Script(name)
+    pages = {"index": index_page(), "equations": equations_page()}
+    pages |= {name: script.page() for name, script in SCRIPTS.items()} | {pair: diff_page(pair) for pair in DIFFS}
     texts = {OUT / f"{name}.html": text for name, text in pages.items()} | tables()
+    styles = [HtmlFormatter(style=name).get_token_style_defs(".src") for name in ("xcode", "native")]
+    colours = [*styles[0], "@media screen and (prefers-color-scheme: dark) {", *styles[1], "}\n"]
+    texts[OUT / "style.css"] = (DOCS / "read.css").read_text() + "\n".join(colours)
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     gone = [path for path in OUT.glob("*.html") if path not in texts]
-    print("".join(f"docs/diffs.toml has no sentence for {place}\n" for place in missing), end="")
     if "--check" in sys.argv and stale + gone:
         sys.exit(f"older than their source: {', '.join(path.name for path in stale + gone)}. Run python docs/read.py.")
-    if "--check" not in sys.argv:
-        [path.unlink() for path in gone], [path.write_text(texts[path]) for path in stale]
+    for path in stale + gone:
+        path.write_text(texts[path]) if path in texts else path.unlink()
     print(f"{len(texts)} files, {sum(map(len, texts.values())) / 1e6:.2f} MB, {len(stale + gone)} changed")
 
 

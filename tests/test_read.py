@@ -45,7 +45,7 @@ def test_check_notices_a_change_and_a_number_that_no_file_explains(packages, tmp
 
 def lines(page: str) -> list[str]:
     """The source that a page shows: its lines without the marks in the margin."""
-    found = re.findall(r'<div class="l [^>]*>(.*?)</div>', page)
+    found = re.findall(r'<div class="ln[^>]*>(.*?)</div>', page)
     return [html.unescape(re.sub(r"<b.*?</b>|<[^>]*>", "", line)) for line in found]
 
 
