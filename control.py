@@ -145,6 +145,7 @@ class Kitchen(gym.Env):
             atexit.register(lambda: env() and env().close())
             for flag in self.flags:
                 self.viewer.scn.flags[flag] = False
+        self.viewer.make_context_current()  # or the pictures of all kitchens but the last one made are black
         return np.ascontiguousarray(self.env.render())
 
 

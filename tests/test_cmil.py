@@ -526,6 +526,15 @@ def test_bad_input_ends_with_one_sentence(data, tmp_path):
     assert_one_sentence(stop)
 
 
+def test_kitchens_side_by_side_are_all_drawn():
+    pytest.importorskip("gymnasium_robotics")
+    kitchens = [control.Kitchen("pixels", 80) for _ in range(2)]  # one graphics context each
+    first, second = (kitchen.reset(seed=1)[0] for kitchen in kitchens)
+    assert first.mean() > 50 and np.array_equal(first, second)
+    seen = [kitchen.step(np.full(9, 0.5, np.float32))[0] for kitchen in kitchens]
+    assert seen[0].mean() > 50 and np.array_equal(*seen)
+
+
 def test_missing_packages_of_the_kitchen_are_named(data, monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)
     with pytest.raises(SystemExit, match="requirements-kitchen.txt") as stop:
