@@ -77,7 +77,7 @@ cmil)
     python benchmark/run_grid.py --env-ids FrankaKitchen-v1 --scripts cmil --num-expert-episodes 10 --seeds 1 2 3 --jobs 2 --results benchmark/results/cmil.csv --options="--size small --obs state --max-steps 80 --threads 1 --env-steps 12000 --batch-size 8 --sigma 2.5 --pretrain 800 --eval-every 600 --quick-episodes 20 --eval-episodes 50" --variants "default:" "bc: --method bc" "no_conservatism: --method no-conservatism" "vmail: --method vmail"
     python benchmark/plot.py --figure interaction --csv benchmark/results/cmil.csv --env-ids FrankaKitchen-v1 --out docs/cmil_kitchen.png
     # from pixels, one seed
-    python benchmark/run_grid.py --env-ids FrankaKitchen-v1 --scripts cmil --num-expert-episodes 10 --seeds 1 --jobs 2 --results benchmark/results/cmil_pixels.csv --out runs/grid_pixels --options="--size small --max-steps 80 --threads 1 --env-steps 6000 --batch-size 8 --sigma 2.5 --pretrain 800 --eval-every 600 --quick-episodes 10 --eval-episodes 20" --variants "default:" "bc: --method bc"
+    python benchmark/run_grid.py --env-ids FrankaKitchen-v1 --scripts cmil --num-expert-episodes 10 --seeds 1 --jobs 2 --results benchmark/results/cmil_pixels.csv --out runs/grid_pixels --options="--size small --max-steps 80 --threads 1 --env-steps 4000 --batch-size 8 --sigma 2.5 --pretrain 800 --eval-every 550 --quick-episodes 10 --eval-episodes 20" --variants "default:" "bc: --method bc"
     ;;
 paper)
     # With --jobs 4 --gpus 0 1 2 3 four GPUs of this machine take the cells in turn; on a cluster instead
