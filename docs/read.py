@@ -114,7 +114,8 @@ class Script:
                 self.steps |= {int(step[1]): (n, step[2], step[3]) for step in STEP.finditer(line)}
             for mark in MARK.finditer(line.partition("# ")[2]):
                 self.marks[n] += [k for k in self.steps if int(mark[1]) <= k <= int(mark[2] or mark[1])]
-            self.first = dict.fromkeys(self.marks[n], n) | self.first
+            if len(self.marks[n]) < 4:  # else all steps meet in a line
+                self.first = dict.fromkeys(self.marks[n], n) | self.first
         self.html, self.words, self.cites, self.departs = defaultdict(str), defaultdict(set), [], {}
         self.colour()
 
@@ -156,8 +157,10 @@ class Script:
         starts, going = re.search(r"[Dd]iffer(s|ences) from|our choice", text), self.departs.get(n - 1) == "on"
         if starts or going and text.strip(' "'):  # to the end of the sentence, in the docstring of the paragraph
             self.departs[n] = "end" if not inside and re.search(r'[.:;]"*$', text) else "on"
-        steps = {k: f"L{self.first[k]}" if inside and k in self.first else f"step-{k}" for k in self.steps}
-        places = {f"({k})": f"{self.name}.html#{place}" for k, place in steps.items()}
+        places = {f"({k})": f"{self.name}.html#step-{k}" for k in self.steps}
+        if inside:
+            places |= {f"({k})": self.where[step[2]] for k, step in self.steps.items()}
+            places |= {f"({k})": f"{self.name}.html#L{first}" for k, first in self.first.items()}
         places |= {f"`{name}`": place for name, place in self.where.items()}
         pattern = r"\(\d+\)|`[\w.]+`"
         return re.sub(pattern, lambda m: link(places[m[0]], m[0]) if m[0] in places else m[0], CITED.sub(cite, text))
@@ -189,10 +192,11 @@ class Script:
             out = [f'<p class="step">{"".join(link(f"#step-{k}", str(k)) for k in sorted(steps))}</p>']
         out += [card(key, key in shown) for key in dict.fromkeys(keys)]
         words = set().union(*(self.words[n] for n in lines)) if out or name == "Args" else set()
-        known = [s for s in SYMBOLS["symbol"] if words & set(s["names"]) and self.name in s.get("only", NAMES)]
+        called = "args" if name == "Args" else "names"
+        known = [s for s in SYMBOLS["symbol"] if self.name in s.get("only", NAMES) and words & set(s.get(called, []))]
         known = [s for s in known if (name, s["latex"]) not in shown]
         shown |= {name, *keys, *((name, s["latex"]) for s in known)}
-        rows = [(math(s["latex"]), next(x for x in s["names"] if x in words), s["shape"]) for s in known]
+        rows = [(math(s["latex"]), next(x for x in s[called] if x in words), s["shape"]) for s in known]
         items = "".join(f"<li>{x} <code>{code}</code> <small>{shape}</small></li>" for x, code, shape in rows)
         out += [f'<ul class="sym" aria-label="symbols">{items}</ul>'] if items else []
         return "".join(out)
@@ -261,7 +265,8 @@ def index_page() -> str:
     rows = [f"<li>{link(f'{pair}.html', pair)} {what}</li>" for pair, (_, _, what) in DIFFS.items()]
     text = text.replace("<!-- diffs -->", "".join(rows))
     known = [s for s in SYMBOLS["symbol"] if set(s.get("only", NAMES)) & set(NAMES)]
-    rows = [(math(s["latex"]), f"<code>{', '.join(s['names'])}</code>", s["shape"], s["says"]) for s in known]
+    names = [", ".join(dict.fromkeys(s["names"] + s.get("args", []))) for s in known]
+    rows = [(math(s["latex"]), f"<code>{code}</code>", s["shape"], s["says"]) for s, code in zip(known, names)]
     text = text.replace("<!-- symbols -->", "".join(f"<tr><td>{'<td>'.join(row)}" for row in rows))
     return page("index", "Read the code beside the paper", "", text)
 
