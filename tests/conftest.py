@@ -5,10 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.summary.writer import event_file_writer
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 torch.set_num_threads(1)  # sums in another order would make "bit-identical" depend on the machine
+
+# event files are read in the order of their names: second, process, number in it. So that of two runs in one second
+# the later one's is read later, all numbers have as many digits (a run's own process writes two files)
+event_file_writer._global_uid = event_file_writer.AtomicCounter(1_000_000)
 
 import tiny  # noqa: E402  (registers the environment)
 
