@@ -135,8 +135,8 @@ SIZES = {
 
 def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
     """ELU network with two hidden layers (authors' code), PyTorch's default initialisation."""
-    layers = nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
-    return nn.Sequential(*layers)
+    hidden = [nn.Linear(inputs, units), nn.ELU(inplace=True), nn.Linear(units, units), nn.ELU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(units, outputs))
 
 
 class Policy(nn.Module):
@@ -178,8 +178,8 @@ def clip_evidence(model: WorldModel, obs: Tensor, act, kl_balance: float | None 
 
     Returns nll and kl (), weighted as the model prescribes, elbo (), and features (T, B, F): sums over T, means over B.
     """
-    pixels, first = model.preprocess(obs), torch.zeros(obs.shape[:2], dtype=torch.bool, device=obs.device)
-    deter, stoch, post, _ = model.filter(model.embed(pixels), act, first)
+    pixels = model.preprocess(obs)
+    deter, stoch, post, _ = model.filter(model.embed(pixels), act)
     terms = model.evidence(pixels, deter, stoch, post, kl_balance, free_nats)
     return *(term.sum(0).mean() for term in terms), torch.cat([deter, stoch], -1)
 

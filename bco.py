@@ -125,8 +125,8 @@ class Encoder(nn.Module):
 
 def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
     """ELU network with two hidden layers (authors' code), PyTorch's default initialisation."""
-    layers = nn.Linear(inputs, units), nn.ELU(), nn.Linear(units, units), nn.ELU(), nn.Linear(units, outputs)
-    return nn.Sequential(*layers)
+    hidden = [nn.Linear(inputs, units), nn.ELU(inplace=True), nn.Linear(units, units), nn.ELU(inplace=True)]
+    return nn.Sequential(*hidden, nn.Linear(units, outputs))
 
 
 class Actor(nn.Module):

@@ -664,7 +664,8 @@ class WorldModel(nn.Module):
         self.action_in = nn.Linear(c["action_size"], hidden, bias=False)
         self.norm_in = nn.LayerNorm(hidden, eps=1e-3)
         self.gru = nn.GRUCell(hidden, deter)
-        norm = lambda: (nn.LayerNorm(hidden, eps=1e-3), nn.ELU())  # noqa: E731
+        elu = functools.partial(nn.ELU, inplace=True)  # its gradient comes from its result: no further exponential
+        norm = lambda: (nn.LayerNorm(hidden, eps=1e-3), elu())  # noqa: E731
         more = lambda: [m for _ in range(c["layers"] - 1) for m in (nn.Linear(hidden, hidden), *norm())]  # noqa: E731
         last = lambda: (*norm(), *more(), nn.Linear(hidden, self.latent.outputs))  # noqa: E731
         self.priors = nn.ModuleList(nn.Sequential(nn.Linear(deter, hidden), *last()) for _ in range(c["ensemble"]))
@@ -672,7 +673,7 @@ class WorldModel(nn.Module):
         self.post_embed = nn.Linear(embed, hidden, bias=False)
         self.post_out = nn.Sequential(*last())
         if self.sensors:
-            layers = nn.Linear(self.feat_size, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()
+            layers = nn.Linear(self.feat_size, hidden), elu(), nn.Linear(hidden, hidden), elu()
             self.decoder_in, self.decoder = nn.Sequential(*layers), nn.Linear(hidden, self.sensors * (1 + self.learned))
         else:
             # the first transposed convolution sees a 1x1 picture: as a matrix product it is nine times faster on a CPU
@@ -721,7 +722,7 @@ class WorldModel(nn.Module):
     def recur(self, state: tuple[Tensor, Tensor], action_in: Tensor) -> Tensor:
         """h_t = f(h_{t-1}, z_{t-1}, a_{t-1}), Eq. 10; `action_in` (B, hidden), the projected action -> deter (B, D)."""
         deter, stoch = state
-        return self.gru(F.elu(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
+        return self.gru(F.elu_(self.norm_in(self.stoch_in(stoch) + action_in)), deter).float()
 
     def prior(self, deter: Tensor, member: int = 0) -> Tensor:
         """Parameters of p(z_t | h_t), Eq. 10, by one head of the ensemble: (..., D) -> (..., S*K)."""
@@ -736,19 +737,19 @@ class WorldModel(nn.Module):
         """
         return self.filter(self.embed(self.preprocess(image)), act, is_first, state)
 
-    def filter(self, embed: Tensor, act, is_first: Tensor, state=None):
-        """The recurrent part of `encode`, from embeddings (T, B, E), Eq. 10."""
-        keep = (~is_first).float().unsqueeze(-1)  # (T, B, 1)
-        embed_in = self.post_embed(embed)  # (T, B, hidden): all time-steps at once, outside the loop
-        action_in = None if callable(act) else self.action_in(act * keep)  # (T, B, hidden)
-        deter, stoch = self.initial(is_first.shape[1]) if state is None else state
+    def filter(self, embed: Tensor, act, is_first: Tensor | None = None, state=None):
+        """The recurrent part of `encode`, from embeddings (T, B, E), Eq. 10. Without is_first, no frame is a first."""
+        keep = None if is_first is None else (~is_first).float().unsqueeze(-1)  # (T, B, 1)
+        kept = lambda value, t: value if keep is None else value * keep[t]  # noqa: E731
+        # all time-steps at once, outside the loop; unbind, as the gradient of an index [t] is as large as the whole
+        embed_in = self.post_embed(embed).unbind()  # T x (B, hidden)
+        action_in = None if callable(act) else self.action_in(kept(act, slice(None))).unbind()  # T x (B, hidden)
+        deter, stoch = self.initial(embed.shape[1]) if state is None else state
         deters, stochs, posts = [], [], []
         for t in range(len(embed)):
             if callable(act):
-                step_in = self.action_in(act(torch.cat([deter, stoch], -1), t) * keep[t])
-            else:
-                step_in = action_in[t]
-            deter = self.recur((deter * keep[t], stoch * keep[t]), step_in)  # (B, D)
+                step_in = self.action_in(kept(act(torch.cat([deter, stoch], -1), t), t))
+            deter = self.recur((kept(deter, t), kept(stoch, t)), step_in if callable(act) else action_in[t])  # (B, D)
             post = self.latent.params(self.post_out(self.post_deter(deter) + embed_in[t]))  # (B, S*K)
             stoch = self.latent.sample(post)  # (B, S*K)
             deters.append(deter), stochs.append(stoch), posts.append(post)

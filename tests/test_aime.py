@@ -151,6 +151,17 @@ def test_encode_equals_evidence_with_the_same_noise(deviation, keys):
         torch.testing.assert_close(elbo, -(nll + kl))
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_without_is_first_no_frame_is_a_first(recorded):
+    model = small_model()
+    obs, prev_action = clips()
+    act, found = prev_action if recorded else (lambda feat, t: prev_action[t] * feat[:, :1].cos()), []
+    for first in (None, torch.zeros(5, 2, dtype=torch.bool)):
+        torch.manual_seed(1)
+        found.append(torch.cat(model.filter(obs, act, first)[:3], -1))
+    assert torch.equal(*found)
+
+
 def test_an_action_moves_the_state_of_its_own_row_and_is_chosen_in_the_row_before():
     model = small_model()
     model.latent.sample = lambda params: params.chunk(2, -1)[0]
