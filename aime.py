@@ -36,7 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmc import DMC, Trajectories, observed, random_returns
+from dmc import DMC, Trajectories, observed, random_returns, recorded_actions, recordings
 from world_model import (Games, Run, WorldModel, command, kl_gaussian, load, load_world_model, make, parse_args, player,
                          run_folder, start, window_starts)  # fmt: skip
 
@@ -58,6 +58,8 @@ class Args:
     # data
     body: str = ""
     """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
+    demo: str = ""
+    """D_demo, data set of the demonstrations; default <env_id>-expert"""
     num_expert_episodes: int = 100
     """N^E, demonstrations to imitate, the first ones in numeric order"""
     data_dir: str = ""
@@ -248,12 +250,11 @@ def action_error(model, policy, demos: Trajectories, withheld: Tensor | None, ro
 
 def withheld_actions(folder: str, limit: int, device) -> Tensor | None:
     """The demonstrations' actions (N, A) for `action_error`, None if a file has none."""
-    files = sorted((f for f in Path(folder).glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))[:limit]
-    found = []
-    for file in files:
-        with np.load(file) as npz:
-            found += [npz["pre_action"].astype(np.float32)] if "pre_action" in npz.files else []
-    return torch.from_numpy(np.concatenate(found)).to(device) if len(found) == len(files) else None
+    try:
+        found = [recorded_actions(file) for file in recordings(folder)[:limit]]
+    except KeyError:
+        return None
+    return torch.from_numpy(np.concatenate(found)).to(device)
 
 
 # --- same in: aime, bco ---
@@ -263,14 +264,15 @@ def datasets(args) -> tuple[list[str], str]:
     root = Path(args.data_dir or ("data/debug" if debug else "data") + ("/dmc-visual" if visual else "/dmc"))
     body = args.env_id.split("-")[0]
     names = (args.body or f"{body}-{'stand' if body == 'walker' else 'run'}-buffer").split(",")
+    demo = args.demo or f"{args.env_id}-expert"
     few = ["--num-episodes", "3", "--num-demonstrations", "3", "--max-steps", "40"] if debug else []
-    for name in [*names, f"{args.env_id}-expert"]:
+    for name in [*names, demo]:
         task, _, kind = name.rpartition("-")
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
         if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
             make(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
-    return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
+    return [str(root / name) for name in names], str(root / demo)
 
 
 def read_demonstrations(args, folder: str, keys: dict[str, int], device, actions: bool) -> tuple[Trajectories, dict]:
@@ -385,7 +387,8 @@ def main(args: Args) -> dict:
     policy = Policy(model.feat_size, model.config["action_size"], args.units).to(device)
     parameters = list(policy.parameters())
     parts = {"policy": policy, "optimizer": torch.optim.Adam(parameters, lr=args.learning_rate, fused=True), "rng": rng}
-    run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": demos.digest()}, marks, free={"body"})
+    facts = {"world_model": model.digest(), "dataset": demos.digest()}
+    run = Run(run_dir, args, parts, facts, marks, free={"body", "demo"})
     games = games_of(args, demos.meta.get("max_steps", 500))
     probe = draw_clips(rows, 64, args.batch_length, torch.Generator().manual_seed(0))
 

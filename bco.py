@@ -57,6 +57,8 @@ class Args:
     # data
     body: str = ""
     """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
+    demo: str = ""
+    """D_demo, data set of the demonstrations; default <env_id>-expert"""
     num_expert_episodes: int = 100
     """N^E, demonstrations to imitate, the first ones in numeric order"""
     data_dir: str = ""
@@ -228,14 +230,15 @@ def datasets(args) -> tuple[list[str], str]:
     root = Path(args.data_dir or ("data/debug" if debug else "data") + ("/dmc-visual" if visual else "/dmc"))
     body = args.env_id.split("-")[0]
     names = (args.body or f"{body}-{'stand' if body == 'walker' else 'run'}-buffer").split(",")
+    demo = args.demo or f"{args.env_id}-expert"
     few = ["--num-episodes", "3", "--num-demonstrations", "3", "--max-steps", "40"] if debug else []
-    for name in [*names, f"{args.env_id}-expert"]:
+    for name in [*names, demo]:
         task, _, kind = name.rpartition("-")
         missing = not (root / name).exists() or (root / name / "unfinished").exists()
         if missing and kind in ("buffer", "expert", "random") and not args.data_dir and not args.eval_only:
             agent = ["--env-id", f"{task}-run", "--agent", "random"] if kind == "random" else ["--env-id", task]
             make(["dmc.py", *agent, "--data-dir", str(root), *(["--pixels"] if visual else []), *few])
-    return [str(root / name) for name in names], str(root / f"{args.env_id}-expert")
+    return [str(root / name) for name in names], str(root / demo)
 
 
 def read_demonstrations(args, folder: str, keys: dict[str, int], device, actions: bool) -> tuple[Trajectories, dict]:
@@ -340,7 +343,7 @@ def main(args: Args) -> dict:
         model = make_model(keys, stack + inverse, 6, args.units).to(device)
         parts = stage(args, name, model)
     parts |= stage(args, "policy", policy)
-    run = Run(run_dir, args, parts, {"dataset": data.digest() + demos.digest()}, marks, free={"body"})
+    run = Run(run_dir, args, parts, {"dataset": data.digest() + demos.digest()}, marks, free={"body", "demo"})
     games = games_of(args, demos.meta.get("max_steps", 500))
     if args.eval_only and not parts["policy_stopping"].ended:
         sys.exit(f"{run.file} is not finished: the same command without --eval-only goes on with it.")

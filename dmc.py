@@ -16,9 +16,10 @@ Settings: mdp (all sensors), lpomdp (no velocities), visual (64x64 pictures of c
 
 Each data set is a folder of 0.npz, 1.npz, ..., AIME's published format: per game of T decisions reward (T+1, 1),
 is_first, is_last, is_terminal (T+1, 1), pre_action (T+1, 6), which led to the row (zeros first), every sensor
-(T+1, size), and with --pixels image (T+1, 64, 64, 3). Folders of the authors' release are read as they are. A mix of
-data sets is not stored: aime.py takes several folders. The buffer holds whole games in the order in which SAC played
-them, with sampled actions, the first 5 at random; the demonstrations are played afterwards by its mean action.
+(T+1, size), and with --pixels image (T+1, 64, 64, 3). Folders of the authors' release are read as they are, and so are
+V-D4RL's pictures of 64x64. A mix of data sets is not stored: aime.py takes several folders. The buffer holds whole
+games in the order in which SAC played them, with sampled actions, the first 5 at random; the demonstrations are played
+afterwards by its mean action.
 """
 
 import ctypes.util
@@ -176,8 +177,20 @@ class DMC(gym.Env):
             sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
 
 
+def recordings(folder: str | Path) -> list[Path]:
+    """Files of a data set, in the order of recording: 0.npz, 1.npz, ... or V-D4RL's <time>-<id>-<rows>.npz."""
+    return sorted(Path(folder).glob("*.npz"), key=lambda f: (int(f.stem) if f.stem.isdigit() else -1, f.name))
+
+
+def recorded_actions(file: Path) -> np.ndarray:
+    """Actions (T + 1, A) of a file, each the one that led to its row: AIME's key is pre_action, V-D4RL's action."""
+    with np.load(file, allow_pickle=False) as npz:
+        key = "action" if "action" in npz.files and "pre_action" not in npz.files else "pre_action"
+        return npz[key].astype(np.float32)
+
+
 class Trajectories:
-    """Recorded trajectories in AIME's published format (`0.npz, 1.npz, ...`), end to end; see docs/aime.md.
+    """Recorded trajectories in AIME's published format (`0.npz, 1.npz, ...`) or V-D4RL's of 64x64, end to end.
 
     obs (N, O) float32, the sensors in `keys` side by side, or (N, 64, 64, C) uint8; prev_action (N, A), the action that
     led to the row. With actions=False the files' actions are not read and prev_action is None.
@@ -186,18 +199,19 @@ class Trajectories:
     def __init__(self, folders: list[str], keys: dict[str, int], limit: int = 0, actions: bool = True, device="cpu"):
         obs, prev_action, self.starts, self.returns, self.meta = [], [], [0], [], {}
         for folder in map(Path, folders):
-            files = sorted((f for f in folder.glob("*.npz") if f.stem.isdigit()), key=lambda f: int(f.stem))
-            if not files:
+            if not (files := recordings(folder)):
                 sys.exit(f"No trajectories in {folder}: make them with dmc.py, or name another folder.")
             for file in files[: limit or None]:
                 try:
                     with np.load(file, allow_pickle=False) as npz:  # reads only the keys that are asked for
                         parts = [npz[name] for name in keys]
-                        prev_action += [npz["pre_action"].astype(np.float32)] if actions else []
+                        prev_action += [recorded_actions(file)] if actions else []
                         self.returns.append(float(npz["reward"].sum(dtype=float)))
                     sizes = [part.shape[-1] if part.ndim > 1 else 1 for part in parts]
                     if sizes != list(keys.values()) or len({len(part) for part in parts}) > 1:
                         raise ValueError(f"it has {dict(zip(keys, sizes))}, not {keys}")
+                    if "image" in keys and parts[0].shape[1:3] != (64, 64):
+                        raise ValueError("its pictures are not 64x64")
                     for part in [*parts, *prev_action[len(self.returns) - 1 :]]:
                         if len(bad := np.argwhere(~np.isfinite(part))):
                             raise ValueError(f"row {bad[0][0]} is not finite")

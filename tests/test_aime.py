@@ -9,7 +9,7 @@ import pytest
 import tiny
 import torch
 from tiny import assert_one_sentence, interrupt, read_log, same_tensors
-from tiny_dmc import STEPS, FakeDMC, rewrite, write_trajectories
+from tiny_dmc import STEPS, FakeDMC, rewrite, write_trajectories, write_vd4rl
 
 import aime
 import world_model
@@ -221,6 +221,29 @@ def test_scalars_per_step_and_float64_of_other_writers_are_read(tmp_path):
     assert torch.equal(Trajectories([str(folder)], LPOMDP).obs, expected)
 
 
+def test_vd4rl_is_read_as_it_is(tmp_path):
+    ours, theirs = write_trajectories(tmp_path / "ours", 3), write_vd4rl(tmp_path / "walker_walk/random/64px", 3)
+    left, right = (Trajectories([str(folder)], {"image": 3}) for folder in (ours, theirs))
+    assert torch.equal(left.obs, right.obs) and right.obs.dtype == torch.uint8
+    assert torch.equal(left.prev_action, right.prev_action) and torch.equal(left.starts, right.starts)
+    assert left.returns == pytest.approx(right.returns)
+    # the body is where the action of the same row led it
+    moved = right.obs[1 : STEPS + 1, 0, 0, 0].float() - right.obs[:STEPS, 0, 0, 0].float()
+    torch.testing.assert_close(moved, 8 * right.prev_action[1 : STEPS + 1].mean(-1), atol=1.01, rtol=0)
+    assert torch.equal(aime.withheld_actions(str(theirs), 2, "cpu"), left.prev_action[: 2 * (STEPS + 1)])
+    with pytest.raises(SystemExit, match="orientations") as stop:
+        Trajectories([str(theirs)], LPOMDP)
+    assert_one_sentence(stop)
+
+
+def test_pictures_of_another_size_are_refused(tmp_path):
+    folder = write_vd4rl(tmp_path / "84px", 1)
+    rewrite(folder, lambda a: a | {"image": np.zeros((STEPS + 1, 84, 84, 3), np.uint8)})
+    with pytest.raises(SystemExit, match="not 64x64") as stop:
+        Trajectories([str(folder)], {"image": 3})
+    assert_one_sentence(stop)
+
+
 def test_unneeded_keys_are_not_read(tmp_path):
     folder = write_trajectories(tmp_path / "data", 1)
     rewrite(folder, lambda a: a | {"pre_action": np.array(["not a number"])})
@@ -393,6 +416,19 @@ def test_run_of_every_setting(data, env_id, setting):
     learned = env_id.startswith("walker") and setting != "visual"
     assert loaded.learned == learned and loaded.pixel_std.item() == (255 if setting == "visual" else 1)
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == steps
+
+
+def test_data_of_others_train_as_they_are(data, monkeypatch):
+    names = [f"walker_walk/{kind}/64px" for kind in ("random", "medium_replay", "expert")]
+    for seed, name in enumerate(names):
+        write_vd4rl(data / name, 3, seed)
+    monkeypatch.setattr(aime, "random_returns", lambda env_id: [0.0, 0.2])  # no dataset.json says them
+    short = dict(batch_size=2, batch_length=3, model_updates=2, updates=2, eval_every=2, log_every=1)
+    args = debug_args(data, setting="visual", body=",".join(names[:2]), demo=names[2], run_dir="run", **short)
+    result = aime.main(args)
+    assert result["step"] == 2 and np.isfinite(result["imitate/action_error"]) and result["random_return"] == 0.1
+    with np.load(min((data / names[2]).iterdir())) as npz:
+        assert abs(result["expert_return"] - npz["reward"].sum()) < STEPS
 
 
 def test_the_demonstrations_actions_cannot_be_read(data):

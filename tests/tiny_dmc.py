@@ -59,3 +59,19 @@ def rewrite(folder: Path, change) -> None:
         with np.load(file) as npz:
             arrays = change(dict(npz))
         np.savez(file, **arrays)
+
+
+def write_vd4rl(folder: Path, count: int, seed: int = 0) -> Path:
+    """The same games in V-D4RL's layout of 64x64: numbers per row as they are, no sensors, names by time."""
+    write_trajectories(folder, count, seed)
+    (folder / "dataset.json").unlink()
+    for k in range(count):
+        with np.load(folder / f"{k}.npz") as npz:
+            first, action, reward, image = (npz[key] for key in ("is_first", "pre_action", "reward", "image"))
+        (folder / f"{k}.npz").unlink()
+        last = np.arange(STEPS + 1) == STEPS
+        rows = dict(image=image, action=action, reward=reward[:, 0], discount=np.ones(STEPS + 1, np.float32),
+                    is_first=first[:, 0], is_last=last, is_terminal=np.zeros(STEPS + 1, bool))  # fmt: skip
+        name = f"20220527T{100000 + 9 * k}-{count - k:032x}-{STEPS + 1}.npz"  # the id is random, the time counts
+        np.savez_compressed(folder / name, **rows)
+    return folder
