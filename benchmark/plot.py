@@ -7,6 +7,8 @@
     python benchmark/plot.py --figure horizon --out docs/horizon.png
     python benchmark/plot.py --figure variants --variants default l2 cosine --out docs/reward.png
     python benchmark/plot.py --figure model --csv benchmark/results/gpu_breakout_world_model_metrics.csv
+    python benchmark/plot.py --figure lengths --csv benchmark/results/aime_long.csv --variants m15 m100
+    python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --variants stand walk run
     python benchmark/plot.py --figure table
 
     run        one run: its folder, or the CSV of its log
@@ -16,6 +18,10 @@
     episodes   Figure 3: final return against the number of expert episodes
     horizon    Figure 4, right: score against the horizon H
     variants   score of named settings
+    lengths    AIME: return and action error against the updates of phase 2, a line per length of phase 1 (variants
+               m<thousands of updates>), and at its end against the updates of phase 1
+    cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>, <body>_mdp, <body>_visual), and
+               the paper's beside it (benchmark/results/aime_paper.csv; its error bars are deviations over games)
     interaction  CMIL: return, disagreement and discriminator gap against steps in the environment, a line per variant
     table      score, interquartile mean and its bootstrap interval, in Markdown
 
@@ -50,7 +56,7 @@ except ModuleNotFoundError as error:
 @dataclass
 class Args:
     figure: Literal[
-        "run", "log", "training", "episodes", "horizon", "variants", "model", "interaction", "table"
+        "run", "log", "training", "episodes", "horizon", "variants", "model", "lengths", "cells", "interaction", "table"
     ] = "run"  # fmt: skip
     """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
@@ -447,6 +453,69 @@ def draw_model(args: Args) -> dict:
     return {"runs": runs}
 
 
+def draw_lengths(args: Args) -> dict:
+    """AIME's return and action error: left against phase 2's updates, right, where it ended, against phase 1's."""
+    file, length = Path(args.csv), lambda row: 1000 * int(row["variant"][1:])
+    cells = one_count(select(read(file), args, lambda variant: re.fullmatch(r"m\d+", variant)), args)
+    ends = {tuple(row[name] for name in KEY): row["updates"] for row in cells}
+    rows = [row | {"length": length(row)} for row in read(file.with_name(f"{file.stem}_metrics.csv"))
+            if tuple(row[name] for name in KEY) in ends]  # fmt: skip
+    by_env, curves = grouped(cells, "env_id"), {}
+    figure, axes = new_figure(2, 2 * len(by_env), 1.65, sharex="col")
+    for c, (env_id, env_cells) in enumerate(by_env.items()):
+        for (left, right), (name, label) in zip(axes[:, 2 * c : 2 * c + 2], (PANELS[0], PANELS[3])):
+            mine = [row for row in rows if (row["env_id"], row["name"]) == (env_id, name)]
+            for k, (updates, group) in enumerate(grouped(mine, "length").items()):
+                _, colour, marker = list(STYLE.values())[k % len(STYLE)]
+                curves[env_id, name, updates] = x, mean, error = means(group, "step", "value")
+                left.plot(x, mean, color=colour, marker=marker, label=f"phase 1: {updates // 1000} k updates")
+                left.fill_between(x, *(mean + sign * np.nan_to_num(error) for sign in (-1, 1)), color=colour, alpha=0.2)
+            last = [row for row in mine if row["step"] == ends[tuple(row[name] for name in KEY)]]
+            curves[env_id, name] = x, mean, error = means(last, "length", "value")
+            right.errorbar(x, mean, np.nan_to_num(error), color="black", marker="o", capsize=2)
+            left.set(ylabel=label)
+        reference_lines(axes[0, 2 * c], env_cells), reference_lines(axes[0, 2 * c + 1], env_cells)
+        axes[0, 2 * c].set_title(caption(env_id, env_cells))
+        axes[-1, 2 * c].set(xlabel="updates of phase 2"), axes[-1, 2 * c + 1].set(xlabel="updates of phase 1")
+    finish(figure, axes, args.out or "docs/lengths.png")
+    return {"curves": curves}
+
+
+def draw_cells(args: Args) -> dict:
+    """AIME's cells: percent of the expert, mean and dots of the seeds, and the paper's bar, pale, beside each."""
+    keys, paper = ("body", "env_id", "setting", "script"), {}
+    for row in read_rows(Path(__file__).parent / "results" / "aime_paper.csv"):
+        paper[tuple(row[key] for key in keys)] = float(row["percent"]), float(row["deviation"])
+    parts = lambda row: row["variant"].partition("_")  # noqa: E731
+    place = lambda row: (parts(row)[0], row["env_id"], parts(row)[2] or "lpomdp")  # noqa: E731
+    rows = select(read(Path(args.csv)), args, lambda variant: variant.partition("_")[0] in {key[0] for key in paper})
+    rows = one_count([row for row in rows if (*place(row), row["script"]) in paper], args)
+    names, scripts = list(dict.fromkeys(map(place, rows))), in_order(row["script"] for row in rows)
+    figure, axes = new_figure(1, 1, 2.4)
+    figure.set_figwidth(max(WIDTH, 1.1 * len(names)))
+    axis, bars, width = axes[0, 0], {}, 0.8 / (2 * len(scripts))
+    for i, script in enumerate(scripts):
+        title, colour, _ = style(script)
+        for j, cell in enumerate(names):
+            left = j + (2 * i + 0.5 - len(scripts)) * width
+            mine = [row for row in rows if row["script"] == script and place(row) == cell]
+            percent = 100 * column(mine, "return_mean") / column(mine, "expert_return")
+            bars[*cell, script] = percent.tolist(), *paper[*cell, script]
+            first = {} if title in axis.get_legend_handles_labels()[1] else {"label": title}
+            if len(percent):
+                axis.bar(left, percent.mean(), 0.9 * width, color=colour, **first)
+                axis.plot([left] * len(percent), percent, "o", color="black", markersize=2.5, alpha=0.6)
+            first = {"label": f"{title}, paper"} if first else {}
+            value, deviation = paper[*cell, script]
+            axis.bar(left + width, value, 0.9 * width, yerr=deviation, capsize=2, color=colour, alpha=0.35, **first)
+    axis.set_xticks(range(len(names)), [f"{body} -> {env_id.split('-')[1]}\n{kind}" for body, env_id, kind in names])
+    axis.axhline(100, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
+    axis.set(ylabel="percent of the expert", ylim=(0, None))
+    axis.grid(axis="x", visible=False)
+    finish(figure, axes, args.out or "docs/cells.png")
+    return {"bars": bars}
+
+
 CURVES = [("eval/return_mean", "return"), ("expert/disagreement", "disagreement"),
           ("expert/discriminator_gap", "discriminator gap")]  # fmt: skip
 
@@ -542,8 +611,8 @@ def table(args: Args) -> dict:
 
 def main(args: Args) -> dict:
     draw = {"run": draw_run, "log": write_log, "training": draw_training, "episodes": draw_episodes,
-            "horizon": draw_horizon, "variants": draw_variants, "model": draw_model,
-            "interaction": draw_interaction, "table": table}[args.figure]  # fmt: skip
+            "horizon": draw_horizon, "variants": draw_variants, "model": draw_model, "lengths": draw_lengths,
+            "cells": draw_cells, "interaction": draw_interaction, "table": table}[args.figure]  # fmt: skip
     return draw(args)
 
 

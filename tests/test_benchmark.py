@@ -491,6 +491,46 @@ def test_curves_against_steps_in_the_environment(tmp_path):
     assert [list(part) for part in curves] == [[0, 50], [5, 15]] and (tmp_path / "c.png").stat().st_size > 5000
 
 
+def write_grid(folder, cells: list[str], log: list[str]) -> str:
+    """A grid's CSV of cells (script, env_id, variant, seed, updates, return) and of what they logged."""
+    key = "script,env_id,variant,size,num_expert_episodes,seed"
+    rows = [",".join([*cell.split(",")[:3], "small", "100", *cell.split(",")[3:], "800", "40"]) for cell in cells]
+    (folder / "c.csv").write_text("\n".join([f"{key},updates,return_mean,expert_return,random_return", *rows]))
+    rows = [",".join([*row.split(",")[:3], "small", "100", *row.split(",")[3:]]) for row in log]
+    (folder / "c_metrics.csv").write_text("\n".join([f"{key},step,name,value", *rows]))
+    return str(folder / "c.csv")
+
+
+@needs_plot
+def test_length_of_phase_1_is_drawn_through_and_after_phase_2(tmp_path):
+    cells, log = [], []
+    for variant, seed, last in (("m15", 1, 200), ("m15", 2, 400), ("m100", 1, 600), ("other", 1, 9)):
+        cells.append(f"aime,walker-walk,{variant},{seed},20,{last}")
+        for step, share in ((10, 0.5), (20, 1.0)):
+            cell = f"aime,walker-walk,{variant},{seed},{step}"
+            log += [f"{cell},eval/return_mean,{share * last}", f"{cell},imitate/action_error,{1 / last}"]
+    csv, out = write_grid(tmp_path, cells, log), tmp_path / "lengths.png"
+    curves = plot.main(plot.Args(figure="lengths", csv=csv, out=str(out)))["curves"]
+    found = {key[1:]: [part.tolist() for part in value[:2]] for key, value in curves.items()}
+    assert found["eval/return_mean", 15_000] == [[10, 20], [150, 300]]
+    assert found["eval/return_mean",] == [[15_000, 100_000], [300, 600]] and out.stat().st_size > 5000
+    assert found["imitate/action_error", 100_000] == [[10, 20], [pytest.approx(1 / 600)] * 2]
+
+
+@needs_plot
+def test_cells_stand_beside_the_papers(tmp_path):
+    cells = ["aime,walker-walk,stand,1,20,400", "aime,walker-walk,stand,2,20,200", "bco,walker-walk,stand,1,20,80",
+             "aime,walker-walk,stand_mdp,1,20,80", "aime,walker-stand,walk,1,20,8",
+             "bco,walker-walk,oracle,1,20,8"]  # fmt: skip
+    csv, out = write_grid(tmp_path, cells, []), tmp_path / "cells.png"
+    bars = plot.main(plot.Args(figure="cells", csv=csv, out=str(out)))["bars"]
+    assert bars["stand", "walker-walk", "lpomdp", "aime"] == ([50, 25], 93.4, 6.8)
+    assert bars["stand", "walker-walk", "lpomdp", "bco"] == ([10], 14.2, 8.0)
+    assert bars["stand", "walker-walk", "mdp", "bco"] == ([], 89.6, 6.7)
+    assert bars["walk", "walker-stand", "lpomdp", "aime"] == ([1], 98.4, 4.7)
+    assert len(bars) == 6 and out.stat().st_size > 5000
+
+
 @needs_plot
 def test_one_run_is_drawn_and_published_from_its_event_files(results, tmp_path):
     run, published = Path(results).parents[2] / "runs/grid/Env-v0/ditto-small-4-1", tmp_path / "run_metrics.csv"
