@@ -327,7 +327,7 @@ def lambda_return(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Te
 
 def actor_loss(value: Tensor, returns: Tensor, entropy: Tensor, gamma: float, lam: float, eta: float) -> Tensor:
     """Eq. 12, all (H, N): minus (1 - lam) * value + lam * returns + eta * entropy, discounted by gamma^k. The gradient
-    comes through the model and through the critics."""
+    comes through the model and through the critics. Differs from Eq. 12: the entropy is the code's."""
     weight = gamma ** torch.arange(len(returns), device=returns.device)[:, None]
     return -(weight * ((1 - lam) * value + lam * returns + eta * entropy)).mean()
 
@@ -373,14 +373,14 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
         value = critics(pairs).min(0).values  # (H, N)
         returns = lambda_return(reward[:-1], value, gamma, lam)  # (7) (H - 1, N)
         policy_loss = actor_loss(value[:-1], returns, entropy[:-1], gamma, lam, ENTROPY)  # (8)
-        with torch.no_grad():  # (9) one of the target critics, drawn for the whole batch
+        with torch.no_grad():  # (9) differs from Eq. 13: one of the target critics at random (code)
             which = torch.randint(len(targets), (1,), device=feat.device)
             value_bar = targets(pairs).index_select(0, which)[0]  # (H, N)
             returns_bar = lambda_return(reward[:-1], value_bar, gamma, lam)
             known = imitation_reward(discriminator(real[:-1]).squeeze(-1), 0.0, 0.0, args.reward_form)  # (T - 2, B)
             first = (part[0].unflatten(0, feat.shape[:2]) for part in (value_bar, returns_bar))  # (T, B)
             target = data_target(known, *first, gamma, lam)
-        weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]
+        weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]  # differs from Eq. 13 (code)
         value_loss = critic_loss(critics(pairs[:-1].detach()), returns_bar, weight)  # Eq. 13
         value_loss = value_loss + critic_loss(critics(real[:-1]), target)  # Eq. 14; their sum: Eq. 15
     gap = torch.sigmoid(expert_logits).mean() - torch.sigmoid(logits).mean()

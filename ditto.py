@@ -22,7 +22,7 @@ was in, and reward it for staying close to the expert's latents. No environment,
 
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
 Differences from the paper: the reward compares h only, as the authors' code does (--reward-latent full: (h, z));
-advantages are normalised over the batch (authors' code). Continuous actions: tanh-squashed Gaussian (paper silent).
+advantages are the target critic's, normalised over the batch (code). Continuous actions: tanh-squashed Gaussian (ours).
 """
 
 import copy
@@ -340,8 +340,8 @@ def agent_loss(args: Args, model: WorldModel, actor: Actor, critic: nn.Module, t
     with torch.no_grad():
         target_value = target(feat).squeeze(-1)  # (H + 1, N)
     returns = lambda_return(reward, target_value, args.gamma, args.lam)  # (5) (H, N)
-    advantage = returns - target_value[:-1]
-    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    advantage = returns - target_value[:-1]  # differs from Eq. 16: baseline of the target critic (code)
+    advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)  # differs from Eq. 16: normalised (code)
     value_loss = critic_loss(critic(feat[:-1]).squeeze(-1), returns)  # (6)
     log_prob, entropy = actor.log_prob(feat[:-1], action)
     policy_loss = actor_loss(log_prob, entropy, advantage, eta)  # (7)
