@@ -4,10 +4,10 @@
 # ///
 """AIME on Atari, an extension: imitation from observations in the categorical world model that DITTO uses.
 
-No paper has this. AIME (arXiv 2312.02019 v1, which has Eq. 8; blocks shared with ditto.py cite DITTO's) infers
-continuous actions in a Gaussian model: `aime.py`. Here the model is `world_model.py`'s, actions are one-hot, and their
-gradient is straight-through: the draw goes forward, the slope of the probabilities goes back. As D-BC, but nobody says
-what the expert did; the policy's actions are right if the model then finds the expert's next frames likely.
+No paper has this. AIME (arXiv 2312.02019 v1, which has Eq. 8) infers continuous actions in a Gaussian model: `aime.py`.
+Here the model is `world_model.py`'s, actions are one-hot, and their gradient is straight-through: the draw goes
+forward, the slope of the probabilities goes back. As D-BC, but nobody says what the expert did; the policy's actions
+are right if the model then finds the expert's next frames likely.
 
   (1) embed the expert's frames; their actions are not read                                     `Demonstrations`
   (2) B streams walk through the episodes, T frames per update, their state carried along       `Demonstrations.rows`
@@ -172,7 +172,7 @@ class Actor(nn.Module):
 
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
 def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
-    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
+    """Closeness of latents (..., F) -> (...), Eq. 8 of DITTO: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if equal.
 
     Ablations: `l2` minus the distance, `cosine` the cosine similarity.
     """
@@ -256,7 +256,7 @@ class ExpertWindows:
 
 @torch.no_grad()
 def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int, count: int = 512) -> dict[str, float]:
-    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 (of DITTO) of the dreams, and whether the agent acts alike.
 
     The same distance under the expert's own actions is what the world model's noise alone costs. The torch random state
     is restored.

@@ -182,7 +182,7 @@ class Actor(nn.Module):
 
 # --- same in: ditto, d_gail, d_bc, aime_atari ---
 def intrinsic_reward(agent_latent: Tensor, expert_latent: Tensor, kind: str = "ditto") -> Tensor:
-    """Closeness of latents (..., F) -> (...), Eq. 8: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if they are equal.
+    """Closeness of latents (..., F) -> (...), Eq. 8 of DITTO: (a . e) / max(|a|, |e|)^2, in [-1, 1], 1 only if equal.
 
     Ablations: `l2` minus the distance, `cosine` the cosine similarity.
     """
@@ -242,7 +242,7 @@ class ExpertWindows:
 
 @torch.no_grad()
 def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int, count: int = 512) -> dict[str, float]:
-    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of the agent's dreams, and the same action chosen.
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 (of DITTO) of the dreams, and whether the agent acts alike.
 
     The same distance under the expert's own actions is what the world model's noise alone costs. The torch random state
     is restored.
