@@ -203,7 +203,7 @@ class ExpertWindows:
 
 @torch.no_grad()
 def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int, count: int = 512) -> dict[str, float]:
-    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 (of DITTO) of the dreams, and whether the agent acts alike.
+    """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of DITTO of its dreams; whether the agent acts alike.
 
     The same distance under the expert's own actions is what the world model's noise alone costs. The torch random state
     is restored.
