@@ -76,6 +76,11 @@ aime)
     python aime.py --env-id walker-walk --body walker-stand-buffer --size small --updates 0 --model-updates 100000 --run-dir runs/long-stand
     python aime.py --env-id walker-walk --body walker-run-buffer --size small --updates 0 --model-updates 100000 --run-dir runs/long-run
     python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --model-updates 100000 --run-dir runs/long-random
+    # measured at the small size: walk -> walk with these 1000 games, two lengths of phase 2 and of cloning
+    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/walk1000
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:" "walk1000long: --updates 15000 --eval-every 2500"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:" "oracle1000: --method oracle" "oracle1000long: --method oracle --min-epochs 100 --max-epochs 100"
+    python benchmark/plot.py --figure training --csv benchmark/results/aime_walk1000.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants walk1000 --out docs/training_walker_1000.png
     # length of phase 1 and of phase 2, walk -> walk and stand -> walk; then wider (512, 128)
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/short-walk
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_long_walk.csv --out runs/grid_long_walk --options="--size small --threads 1 --updates 50000 --eval-every 2000 --body walker-walk-buffer" --variants "m15: --world-model runs/short-walk/world_model/checkpoint.pt" "m100: --world-model runs/long-walk/world_model/checkpoint.pt"
