@@ -34,7 +34,7 @@ EQUATIONS = {f"{of['short']} {eq['number']}": eq | {"of": of} for of in PAPERS.v
 README = re.findall(r"^diff (\w+)\.py (\w+)\.py +# (.*)$", (ROOT / "README.md").read_text(), re.M)
 DIFFS = {f"{x}-{y}": (x, y, what) for x, y, what in README if x in NAMES and y in NAMES}
 COLOURED = ("c", "k", "ow", "s", "m", "nf", "nc", "nb")  # Pygments' comments, keywords, strings, numbers, definitions
-CITED = re.compile(r"(Eq\. |[Aa]lgorithm )(?:\d+(?:, | and | to ))*\d+(?= of (\w+)|)")
+CITED = re.compile(r"(Eq\. |Alg\. |[Aa]lgorithm )(?:\d+(?:, | and | to ))*\d+(?= of (\w+)|)")
 STEP = re.compile(r"  \((\d+)\) (.*?)(?: +(?:Eq|Alg)\..*| {2,}.*)`([\w.]+)`$")
 SCRIPTS: dict[str, "Script"] = {}
 
