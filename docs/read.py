@@ -162,7 +162,7 @@ class Script:
         """What stands left of the lines first to last of a block; what was shown before is shown without its text."""
         name, lines, out = self.block[first], range(first, last + 1), ""
         steps = sorted({k for n in lines for k in self.marks[n]})
-        rows = {self.steps[k][0] for k in steps if k not in shown}
+        rows = {self.steps[k][0] for k in steps if k not in shown or len(steps) == 1}
         keys = dict.fromkeys(key for n, key in self.cites if (n in lines or n in rows) and name != "Args")
         for k in steps:
             _, text, place = self.steps[k]
