@@ -127,7 +127,7 @@ class Args:
     beta: float = 10.0
     """weight of cloning (cmil; 0 in no-conservatism and vmail)"""
     sigma: float = 2.5
-    """standard deviation of the noise on the discriminator's input (vmail: 0)"""
+    """deviation of the noise on the discriminator's input; differs from the paper's variance 2.5 (code; vmail: 0)"""
     reward_form: Literal["prob", "logit"] = "prob"
     """what the discriminator gives: prob D (code), logit log D - log(1 - D) (paper, Eq. 10)"""
     action_noise: float = 0.0
@@ -271,8 +271,8 @@ def disagreement(means: Tensor) -> Tensor:
 
 
 def balanced_kl(latent: GaussianLatent, post: Tensor, prior: Tensor, balance: float, free_nats: float) -> Tensor:
-    """KL of Eq. 1 () from parameters (..., 2Z): `balance` of it trains the prior, the rest the posterior, and each part
-    is free_nats at least, on average over the batch (code; `kl_balanced` of world_model.py cuts step by step)."""
+    """KL of Eq. 1 () from parameters (..., 2Z). Differs from it: `balance` trains the prior, the rest the posterior,
+    each is free_nats at least, on average over the batch (code; `kl_balanced` of world_model.py cuts step by step)."""
     prior_part, post_part = latent.kl(post.detach(), prior).mean(), latent.kl(post, prior.detach()).mean()
     return balance * prior_part.clamp_min(free_nats) + (1 - balance) * post_part.clamp_min(free_nats)
 
@@ -347,7 +347,7 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
     """Losses (), by name, of the three networks, from replay and expert slices (T, B, .), and what is logged."""
     model, discriminator, actor, critics, targets = networks.values()
     pair = lambda feat, action: torch.cat([feat[:-1], action[1:]], -1)  # noqa: E731  (T - 1, B, F + A)
-    cloning = -actor(expert_feat[:-1]).log_prob(expert_action[1:]).mean()
+    cloning = -actor(expert_feat[:-1]).log_prob(expert_action[1:]).mean()  # (8) Eq. 12
     if args.method == "bc":
         return {"actor": cloning}, {"losses/cloning": cloning}
     H, gamma, lam, vmail = args.horizon, args.gamma, args.lam, args.method == "vmail"
@@ -362,7 +362,7 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
     disc_loss = discriminator_loss(expert_logits, logits)
     if vmail:
         disc_loss = disc_loss + weight_penalty(discriminator, expert.flatten(0, 1), pairs.detach().flatten(0, 1))
-    reward = imitation_reward(logits, spread, args.alpha, args.reward_form)  # (6) (H, N)
+    reward = imitation_reward(logits, spread, args.alpha, args.reward_form)  # (6); differs from Eq. 10: noise (code)
     entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
     if vmail:  # (7) to (9) with V(s), as Dreamer
         value = critics(dream)[0]  # (H + 1, N)

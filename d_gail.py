@@ -353,6 +353,7 @@ def agent_loss(args: Args, model: WorldModel, actor: Actor, critic: nn.Module, t
                disc: nn.Module, expert_feat: Tensor, expert_action: Tensor) -> tuple[Tensor, dict]:  # fmt: skip
     """Losses in windows expert_feat (H + 1, N, F) and expert_action (H, N, A): their sum () and what is logged."""
     feat, action = model.imagine(lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
+    # differs from Eq. 3: D sees two neighbouring h, and the reward is D itself (code); flags give the paper's
     expert_logits = disc(disc_pairs(expert_feat, expert_action, model.deter_size, args.disc_input)).squeeze(-1)
     agent_logits = disc(disc_pairs(feat, action, model.deter_size, args.disc_input)).squeeze(-1)  # (H, N)
     reward = adversarial_reward(agent_logits.detach(), args.adversarial_reward)  # (4) (H, N), no gradient to D

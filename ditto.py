@@ -332,9 +332,8 @@ def trained_world_model(args, folder: Path) -> Path:
 def agent_loss(args: Args, model: WorldModel, actor: Actor, critic: nn.Module, target: nn.Module, eta: Tensor,
                expert_feat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
     """Losses of actor and critic in windows expert_feat (H + 1, N, F): their sum () and what is logged."""
-    latent = slice(
-        0, model.deter_size if args.reward_latent == "deter" else model.feat_size
-    )  # what the reward compares
+    # differs from Eq. 8: the reward compares h only (code); with --reward-latent full the whole state
+    latent = slice(0, model.deter_size if args.reward_latent == "deter" else model.feat_size)
     feat, action = model.imagine(lambda feat, t: actor.sample(feat), expert_feat[0], args.horizon)  # (3)
     reward = intrinsic_reward(feat[1:, :, latent], expert_feat[1:, :, latent], args.reward)  # (4) (H, N)
     with torch.no_grad():

@@ -826,7 +826,7 @@ class WorldModel(nn.Module):
         deter, stoch, post, state = self.filter(self.embed(pixels), prev_action, is_first, state)
         nll, kl, _ = self.evidence(pixels, deter, stoch, post, self.kl_balance, self.free_nats)
         nll, kl = nll.mean(), kl.mean()
-        loss = self.image_weight * nll + self.beta * kl
+        loss = self.image_weight * nll + self.beta * kl  # differs from Eq. 11: image_weight, paper size 2 (code)
         metrics = {"losses/world_model": loss.detach(), "losses/image_nll": nll.detach(), "losses/kl": kl.detach()}
         return loss, metrics, tuple(part.detach() for part in state)
 

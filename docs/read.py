@@ -61,8 +61,9 @@ def card(key: str, brief: bool = False) -> str:
     version = eq.get("version", eq["of"]["version"]) + (f" [{eq['old']}]" if "old" in eq else "")
     text = f'<div class="ms">{shown}</div><h3>{cited(key, key)} <small>{version}</small></h3>'
     text += "" if brief else f"<p>{eq['says']}</p>"
-    if ours and not brief:
-        text += f'<div class="ours"><div class="ms">{ours}</div><p><em>differs:</em> {eq["ours_says"]}</p></div>'
+    if ours:
+        more = "" if brief else f"<p><em>differs:</em> {eq['ours_says']}</p>"
+        text += f'<div class="ours"><div class="ms">{ours}</div>{more}</div>'
     return f'<div class="eq">{text}</div>'
 
 
@@ -104,7 +105,7 @@ class Script:
             for a, b in re.findall(r"\((\d+)\)(?: to \((\d+)\))?", line.partition("# ")[2]):
                 self.marks[n] += [k for k in self.steps if int(a) <= k <= int(b or a)]
         for k, (_, _, place) in self.steps.items():  # a step that no comment marks begins with its function
-            if not any(k in marks and self.block[n] == place for n, marks in self.marks.items()):
+            if not any(k in marks and f"{self.block[n]}.".startswith(f"{place}.") for n, marks in self.marks.items()):
                 self.marks[next((n for n in sorted(self.block) if self.block[n] == place), 0)] += [k]
         self.first = {k: min(n for n in self.marks if k in self.marks[n]) for k in self.steps}
         model = SCRIPTS.get("world_model", self).where.items()
@@ -140,7 +141,8 @@ class Script:
 
         going = self.departs.get(n - 1) == "on" and re.search(r"\w", text)
         if going or re.search(r"[Dd]iffer(s|ences) from|our choice", text):
-            ends = not inside and re.search(r"[.:;](&quot;)*$", text)  # with the sentence; a docstring's: the paragraph
+            alone = text[0] != "#" or self.lines[n + 1 : n + 2] and self.lines[n + 1].lstrip().startswith("#")
+            ends = not inside and (re.search(r"[.:;](&quot;)*$", text) or not alone)  # the head: a paragraph
             self.departs[n] = "end" if ends else "on"
         places = {f"({k})": f"{self.name}.html#" + (f"L{self.first[k]}" if inside else f"step-{k}") for k in self.steps}
         places |= {f"`{name}`": place for name, place in self.where.items()}
@@ -171,7 +173,8 @@ class Script:
         again = "".join(link(f"#step-{k}", str(k)) for k in steps if k in shown)
         out += f'<p class="step">{again}</p>' * bool(again)
         out += "".join(card(key, key in shown) for key in keys)
-        words = set(re.findall(r"\w+", "\n".join(self.lines[first : last + 1]))) if out or name == "Args" else set()
+        code = re.sub(r'"""(.|\n)*?"""|"[^"\n]*"|#.*', "", "\n".join(self.lines[first : last + 1]))
+        words = set(re.findall(r"\w+", code)) if out or name == "Args" else set()
         rows, called = "", "args" if name == "Args" else "names"
         for s in SYMBOLS["symbol"]:
             code = next((x for x in s.get(called, []) if x in words and self.name in s.get("only", NAMES)), "")
