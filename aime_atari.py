@@ -21,7 +21,7 @@ Differs from AIME: streams walk on to their episode's end and keep their state (
 not; the weights of picture and KL are those with which the model was trained; the game is played by sampled actions, as
 its siblings do. DITTO's world model was trained on these demonstrations too, with their actions (unless --world-model
 names another): the policy never sees them, the model has. The actions of held-out episodes are only for the logged
-agreement and L_d (Eq. 8 of DITTO).
+agreement and L_d (Eq. 8 of DITTO; states: Eq. 10 of DITTO).
 """
 
 import functools

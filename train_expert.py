@@ -27,10 +27,10 @@ minibatch, gradients clipped, clip range not annealed, entropy weight annealed, 
 """
 
 import dataclasses
-import os
 import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import gymnasium as gym
@@ -41,7 +41,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Games, begin, claim, play
+from world_model import Games, begin, claim, play, write
 
 
 @dataclass
@@ -162,13 +162,6 @@ def evaluate(model: ActorCritic, env_id: str, episodes: int, seed: int, max_step
     return np.array([game["return"] for game in sorted(played, key=lambda game: game["seed"])])
 
 
-def save(path: str, data: dict) -> None:
-    """Write a file under a temporary name first, so that an interruption never leaves half of one."""
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    torch.save(data, path + ".tmp")
-    os.replace(path + ".tmp", path)
-
-
 def main(args: Args) -> dict:
     """Train, evaluate and write one expert; returns its score and where it lies."""
     begin(args)
@@ -177,7 +170,7 @@ def main(args: Args) -> dict:
         raise SystemExit("--eval-episodes 0: the expert's score is part of its file, so play one or more.")
     if args.env_id not in gym.registry or not re.fullmatch(r"\w+NoFrameskip-v4", args.env_id):
         raise SystemExit(f"--env-id {args.env_id} is not an Atari game; write it like MsPacmanNoFrameskip-v4.")
-    run_dir = args.run_dir or f"runs/{args.env_id}/train_expert-{args.size}"
+    run_dir = Path(args.run_dir or f"runs/{args.env_id}/train_expert-{args.size}")
     if args.size == "debug":
         args = dataclasses.replace(args, num_envs=2, num_steps=16, total_steps=192, max_steps=100, eval_episodes=2,
                                    checkpoint_every=3, epochs=2, num_minibatches=2)  # fmt: skip
@@ -193,8 +186,8 @@ def main(args: Args) -> dict:
     T, N = args.num_steps, args.num_envs
     updates = max(args.total_steps // (T * N), 1)
     first, seconds, recent, rows = 0, 0.0, [], []  # recent: returns of the last 20 games
-    checkpoint = os.path.join(run_dir, "checkpoint.pt")
-    if os.path.exists(checkpoint):
+    checkpoint = run_dir / "checkpoint.pt"
+    if checkpoint.exists():
         saved = torch.load(checkpoint, weights_only=True)
         if saved["settings"] != settings:
             raise SystemExit(f"{checkpoint} is from a run with other settings; delete it or choose another --run-dir.")
@@ -207,13 +200,14 @@ def main(args: Args) -> dict:
     writer = SummaryWriter(run_dir, purge_step=first * T * N + 1)
     began = time.perf_counter() - seconds
 
-    def save_actor(folder: str, returns, eval_episodes: int, steps: int) -> str:
-        path, returns = os.path.join(folder, f"{args.env_id}.pt"), returns or [0.0]
+    def save_actor(folder: Path, returns, eval_episodes: int, steps: int) -> str:
+        path, returns = folder / f"{args.env_id}.pt", returns or [0.0]
         actor = {k: v.detach().half().contiguous() for k, v in model.actor.state_dict().items()}
         about = {"env_id": args.env_id, "format": "ppo-actor-64", "num_actions": num_actions, "seed": args.seed}
         score = {"return_mean": float(np.mean(returns)), "return_std": float(np.std(returns)), "steps": steps}
-        save(path, {**about, **score, "eval_episodes": eval_episodes, "command": command, "actor": actor})
-        return path
+        content = {**about, **score, "eval_episodes": eval_episodes, "command": command, "actor": actor}
+        write(path, lambda file: torch.save(content, file))
+        return str(path)
 
     obs, value = torch.zeros(T, N, 64, 64, 4, dtype=torch.uint8), torch.zeros(T + 1, N)
     action, forced, done = (torch.zeros(T, N, dtype=kind) for kind in (torch.long, torch.bool, torch.bool))
@@ -272,19 +266,22 @@ def main(args: Args) -> dict:
             writer.add_scalar("charts/SPS", sps, steps)
             rows.append([steps, round(now - began, 1), round(mean, 1), round(entropy, 4), round(sps)])
             head = "steps,seconds,return_last20,entropy,sps"
-            np.savetxt(os.path.join(run_dir, "log.csv"), rows, "%.10g", ",", header=head, comments="")
+            np.savetxt(run_dir / "log.csv", rows, "%.10g", ",", header=head, comments="")
             left = (updates * T * N - steps) / sps / 60
             print(f"step {steps:8d} {100 * (update + 1) / updates:5.1f} %  return {mean:7.1f}  value {loss_v:.3f}  "
                   f"entropy {entropy:.3f}  {sps:5.0f} steps/s  {left:5.1f} min left", flush=True)  # fmt: skip
         if (update + 1) % args.checkpoint_every == 0 or last:
             save_actor(run_dir, recent, 0, steps)  # eval_episodes 0: the score is that of the last training games
-            save(checkpoint, {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows,
-                              "generator": generator.get_state(), "settings": settings, "update": update + 1,
-                              "recent": recent, "seconds": now - began})  # fmt: skip
+            content = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "rows": rows,
+                       "generator": generator.get_state(), "settings": settings, "update": update + 1,
+                       "recent": recent, "seconds": now - began}  # fmt: skip
+            write(checkpoint, lambda file: torch.save(content, file))  # noqa: B023
     writer.close()
 
     returns = evaluate(model, args.env_id, args.eval_episodes, args.seed + 10**6, args.max_steps).tolist()  # (7)
-    path = save_actor(run_dir if args.size == "debug" else args.experts_dir, returns, len(returns), updates * T * N)
+    folder = run_dir if args.size == "debug" else Path(args.experts_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = save_actor(folder, returns, len(returns), updates * T * N)
     print(f"{path}: {np.mean(returns):.1f} ± {np.std(returns):.1f} in {len(returns)} games")
     return {"return_mean": float(np.mean(returns)), "return_std": float(np.std(returns)), "actor": path}
 

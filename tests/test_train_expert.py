@@ -54,18 +54,18 @@ def test_debug_run_writes_an_actor_and_resumes_exactly(tmp_path, monkeypatch):
     model.actor.load_state_dict(expert["actor"])
     assert (tmp_path / "whole" / "log.csv").read_text().startswith("steps,seconds,return_last20,entropy,sps\n192,")
 
-    write = train_expert.save
+    write = train_expert.write
 
-    def write_then_break(path, data):
-        write(path, data)
-        if path.endswith("checkpoint.pt"):
+    def write_then_break(path, save):
+        write(path, save)
+        if path.name == "checkpoint.pt":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_expert, "save", write_then_break)
+    monkeypatch.setattr(train_expert, "write", write_then_break)
     with pytest.raises(KeyboardInterrupt):
         train_expert.main(args("broken"))
     assert torch.load(tmp_path / "broken" / "checkpoint.pt", weights_only=True)["update"] == 3  # of 6
-    monkeypatch.setattr(train_expert, "save", write)
+    monkeypatch.setattr(train_expert, "write", write)
     resumed = train_expert.main(args("broken"))
     whole, broken = (torch.load(tmp_path / n / "checkpoint.pt", weights_only=True) for n in ("whole", "broken"))
     assert all(torch.equal(whole["model"][k], broken["model"][k]) for k in whole["model"])
