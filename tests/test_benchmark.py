@@ -586,6 +586,7 @@ def test_commands_parse(name):
             assert run_grid.make_cells(args)  # so every script takes the options of its cells
 
 
+@needs_plot
 def test_moving_errors_of_world_models_are_drawn(tmp_path):
     names = ("world_model/moving_error_1", "world_model/moving_error_15", "losses/kl")
     rows = [f"{run},{frames},1.0,{name},0.5\n" for run in "AB" for frames in (10, 20) for name in names]
