@@ -598,7 +598,7 @@ def gaussian_log_prob(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 def beta_nll(log_prob: Tensor, std: Tensor, kl: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood (T, B) and KL (T, B) of log_prob, std (T, B, O), reweighted by the deviation: the
-    beta-NLL with beta = 0.5 (AIME authors' code).
+    beta-NLL with beta = 0.5 (AIME authors' code), for Eq. 8 of AIME.
 
     Each log-probability is multiplied by its own standard deviation, and the KL of a step by the mean of them. Neither
     factor gets a gradient: as a part of the loss, sigma could be lowered to make any error cheap.
@@ -781,7 +781,7 @@ class WorldModel(nn.Module):
 
     @torch.no_grad()
     def imagine(self, act, feat: Tensor, horizon: int) -> tuple[Tensor, Tensor]:
-        """Dream from states feat (N, F) with action = act(feat, t): features (H + 1, N, F) and actions (H, N, A)."""
+        """Dream (Eq. 10) from feat (N, F) by action = act(feat, t): features (H + 1, N, F), actions (H, N, A)."""
         state, feats, actions = (feat[:, : self.deter_size], feat[:, self.deter_size :]), [feat], []
         for t in range(horizon):
             actions.append(act(feats[-1], t))

@@ -99,6 +99,12 @@ class Script:
                     first = min(part.lineno for part in [node, *node.decorator_list])
                     self.block |= dict.fromkeys(range(first, node.end_lineno + 1), block)
                     self.where[block] = f"{name}.html#{block}"
+        self.own = defaultdict(set)  # names of parameters, which mean no function of the same name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.Lambda):
+                args = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+                for n in range(node.lineno, node.end_lineno + 1):
+                    self.own[n] |= args
         self.steps = {int(m[1]): (n, m[2], m[3]) for n, line in enumerate(self.lines) if (m := STEP.match(line))}
         self.marks, self.cites, self.departs = defaultdict(list), [], {}
         for n, line in enumerate(self.lines):
@@ -108,8 +114,8 @@ class Script:
             if not any(k in marks and f"{self.block[n]}.".startswith(f"{place}.") for n, marks in self.marks.items()):
                 self.marks[next((n for n in sorted(self.block) if self.block[n] == place), 0)] += [k]
         self.first = {k: min(n for n in self.marks if k in self.marks[n]) for k in self.steps}
-        model = SCRIPTS.get("world_model", self).where.items()
-        self.names = {x.replace("WorldModel", who): y for x, y in model for who in ("model", "self")} | self.where
+        models = SCRIPTS.get("world_model", self).where | self.where  # a Model of the script's own adds to WorldModel
+        self.names = {re.sub(r"^(World)?Model\.", "model.", x): y for x, y in models.items()} | self.where
         html = highlight(text, PythonLexer(stripnl=False, ensurenl=False), HtmlFormatter(nowrap=True)).split("\n")
         token = r'<span class="(\w+)">(.*?)</span>'
         self.html = [re.sub(token, lambda m, n=n: self.token(n, m), line) for n, line in enumerate(["", *html])]
@@ -122,7 +128,9 @@ class Script:
         elif kind == "n":
             owner = re.search(r'(\w*)(?:</span>)?<span class="o">\.</span>$', match.string[: match.start()])
             name = f"{owner[1]}.{text}" if owner else text
-            return link(self.names[name], text) if name in self.names else text
+            name = re.sub(r"^(World)?Model\.", "model.", re.sub(r"^self(?=\.)", self.block[n].split(".")[0], name))
+            own = not owner and (text in self.own[n] or match.string[match.end() :].startswith('<span class="o">='))
+            return link(self.names[name], text) if name in self.names and not own else text
         return f'<span class="{kind}">{text}</span>' if kind.startswith(COLOURED) else text
 
     def prose(self, n: int, text: str) -> str:
@@ -210,12 +218,13 @@ def diff_page(pair: str) -> str:
         for tag, a, b, c, d in hunk:
             kinds = ("both", "again") if tag == "equal" else ("out", "in")
             cells += left.source(a, b - 1, kinds[0]) + right.source(c, d - 1, kinds[1])
-            changed += left.lines[a:b] + right.lines[c:d] if tag != "equal" else []
-        says = " ".join(text for key, text in SAYS.get(pair, {}).items() if key in "\n".join(changed))
+            changed += [(s, n) for s, m, k in ((right, c, d), (left, a, b)) for n in range(m, k) if tag != "equal"]
+        text, blocks = "\n".join(s.lines[n] for s, n in changed), (s.block[n] for s, n in changed)
+        says = " ".join(sentence for key, sentence in SAYS.get(pair, {}).items() if key in text)
         a, c = next((a, c) for tag, a, _, c, _ in hunk if tag != "equal")
-        place, count = right.block[c] or left.block[a] or "imports", count + len(changed)
+        place, count = next(filter(None, blocks), "the module"), count + len(changed)
         if not says:
-            print(f"docs/diffs.toml has no sentence for {pair}, {place}: {' '.join(changed).strip()[:80]}")
+            print(f"docs/diffs.toml has no sentence for {pair}, {place}: {text.strip()[:80]}")
         at = f"<code>{place}</code> {link(f'{x}.html#L{a}', x)} {link(f'{y}.html#L{c}', y)}"
         head = f"<h2>{says or f'In {place}.'} <small>{at}</small></h2>"
         body += f'<section class="hunk">{head}<div class="two">{cells}</div></section>'
