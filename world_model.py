@@ -973,12 +973,14 @@ def start(args) -> torch.device:
 
 
 def make(command: list[str], allowed: bool = True) -> None:
-    """Run a missing stage as the command a user would type."""
+    """Run a missing stage, a script beside this one, as the command a user would type in their folder."""
+    script = Path(__file__).with_name(command[0])
+    text = " ".join(command := [command[0] if script.parent == Path.cwd() else str(script), *command[1:]])
     if not allowed:
-        sys.exit(f"--eval-only makes nothing that is missing; first: python {' '.join(command)}.")
-    print("$ python " + " ".join(command), flush=True)
+        sys.exit(f"--eval-only makes nothing that is missing; first: python {text}.")
+    print(f"$ python {text}", flush=True)
     if subprocess.run([sys.executable, *command], env=os.environ | {"MAKER": str(os.getpid())}).returncode:
-        sys.exit(f"The stage above failed; repair it, then run this again: python {' '.join(command)}.")
+        sys.exit(f"The stage above failed; repair it, then run this again: python {text}.")
 
 
 def load(path: Path, device: str | torch.device = "cpu") -> dict:
@@ -1224,8 +1226,7 @@ class Run:
                 print("  " + text.format(self.report[name]))
         if n and "demonstrations" in sources:
             print(f"  percent   {self.report['percent_of_expert']:8.1f}  (of the expert's return, as the paper counts)")
-        random = self.marks["random"]
-        if n and self.best > random and returns.mean() - random < 0.5 * (self.best - random):
+        if n and self.best > (random := self.marks["random"]) and returns.mean() - random < 0.5 * (self.best - random):
             print(f"  collapsed: {self.best:.1f} was reached in a validation before, twice as far above random or more")
         return self.report
 

@@ -556,11 +556,15 @@ def test_missing_stages_are_run_as_printed_commands(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stop:
         ditto.expert_dataset(tiny.debug_args(ditto))
     assert_one_sentence(stop)
-    assert "python collect_data.py --env-id Blocks-v0" in stop.value.code
+    assert f"python {ROOT / 'collect_data.py'} --env-id Blocks-v0" in stop.value.code  # started in another folder
     with pytest.raises(SystemExit, match="--eval-only makes nothing") as stop:
         ditto.expert_dataset(tiny.debug_args(ditto, eval_only=True))
     assert_one_sentence(stop)
     assert len(commands) == 4
+    monkeypatch.chdir(ROOT)
+    Done.returncode = 0
+    world_model.make(["collect_data.py"])
+    assert commands[-1][1] == "collect_data.py"
 
 
 def test_a_world_model_that_its_stage_does_not_finish_is_named(trained, tmp_path, monkeypatch):
