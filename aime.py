@@ -21,9 +21,10 @@ of the recorded ones. No rewards, no environment, and in phase 2 no actions.
     python aime.py --env-id walker-walk --body walker-stand-buffer --eval-only
 
 Shapes: world_model.py; obs (T, B, O). prev_action[t] led to obs[t]; pi chooses it in feat[t - 1], zeros before t = 0.
-Differences from the paper: step sizes as in the authors' code (3e-4; paper 1e-3 on Walker); no decoders of unobserved
-sensors beside the model (diagnostics only). As the authors' code: sensors on Walker train with the beta-NLL, which
-weights Eq. 8 by the decoder's deviation. The small size leaves the paper in width, batch, updates, step size (SIZES).
+Differences from the paper: the model's layers are those of world_model.py; step sizes as in the authors' code (3e-4;
+paper 1e-3 on Walker); --model-kl is 1 (paper, Cheetah in lpomdp: 0.0002); no decoders of unobserved sensors beside the
+model (diagnostics only). As the authors' code: sensors on Walker train with the beta-NLL, which weights Eq. 8 by the
+decoder's deviation. The small size leaves the paper in width, batch, updates, step size (SIZES).
 """
 
 import sys

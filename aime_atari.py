@@ -20,8 +20,8 @@ Shapes as in world_model.py; T steps, B streams. The action drawn in feat[t - 1]
 Differs from AIME: streams walk on to their episode's end and keep their state (so does the model's training), clips do
 not; the weights of picture and KL are those with which the model was trained; the game is played by sampled actions, as
 its siblings do. DITTO's world model was trained on these demonstrations too, with their actions (unless --world-model
-names another): the policy never sees them, the model has. The actions of held-out episodes are only for the logged
-agreement and L_d (Eq. 8 of DITTO; states: Eq. 10 of DITTO).
+names another): the policy never sees them, the model has. The small size has only the KL of Eq. 8 (--objective kl). The
+actions of held-out episodes are only for the logged agreement and L_d (Eq. 8 of DITTO; states: Eq. 10 of DITTO).
 """
 
 import functools
@@ -92,7 +92,7 @@ class Args:
     quick_episodes: int = 8
     """games of those validations"""
     eval_consecutive: int = 1
-    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    """final evaluation after each of so many consecutive gradient steps (differs from the paper's v2: 10)"""
     eval_only: bool = False
     """only evaluate the checkpoint of the run"""
     log_every: int = 50

@@ -17,7 +17,8 @@ space adds, with DITTO what imagination adds.
     python bc_pixels.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes: image (N, 64, 64, C) uint8, stack (N, 64, 64, 4 * C), newest last, E embedding. action[t] is taken in stack[t].
-Differences from the paper: none known; optimiser and batch are our choice (paper silent).
+Differences from the paper: optimiser and batch are our choice (paper silent). The small size leaves the paper in width,
+batch, step size, and its frames are scaled and thickened as for the small world model, but stay 64x64 (SIZES).
 """
 
 import functools
@@ -87,7 +88,7 @@ class Args:
     quick_episodes: int = 8
     """games of those validations"""
     eval_consecutive: int = 1
-    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    """final evaluation after each of so many consecutive gradient steps (differs from the paper's v2: 10)"""
     eval_only: bool = False
     """only evaluate the checkpoint of the run"""
     log_every: int = 50

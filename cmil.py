@@ -28,7 +28,8 @@ disagrees cost reward, and the policy is drawn to the expert's actions.
 Shapes as in world_model.py; N = T * B start states, K members. action[t] led to obs[t], so the pair (s_t, a_t) is
 feat[t] with action[t + 1]; in a dream action[k] is taken in feat[k], and the disagreement of pair k is feat[k + 1]'s.
 Differences from the paper: where paper and code part, the code's side (docs/cmil.md); the model's layers are those of
-world_model.py; interaction is counted without the demonstrations; the small size leaves the paper in widths (SIZES).
+world_model.py; interaction is counted without the demonstrations. The small size leaves the paper in widths, picture,
+ensemble, batch, horizon, alpha, step size and length (SIZES).
 """
 
 import copy
@@ -311,7 +312,8 @@ def weight_penalty(discriminator: nn.Module, expert: Tensor, policy: Tensor) -> 
 
 
 def imitation_reward(logits: Tensor, spread: Tensor | float, alpha: float, kind: str = "prob") -> Tensor:
-    """Eq. 10 (...): D = sigmoid(logits), or the logits log D - log(1 - D) as printed, minus alpha * disagreement."""
+    """Eq. 10 (...): D = sigmoid(logits), or the logits log D - log(1 - D) as printed, minus alpha * disagreement.
+    Differs from Eq. 10 by default: D, not its logit (code)."""
     return (torch.sigmoid(logits) if kind == "prob" else logits) - alpha * spread
 
 
@@ -362,7 +364,7 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
     disc_loss = discriminator_loss(expert_logits, logits)
     if vmail:
         disc_loss = disc_loss + weight_penalty(discriminator, expert.flatten(0, 1), pairs.detach().flatten(0, 1))
-    reward = imitation_reward(logits, spread, args.alpha, args.reward_form)  # (6); differs from Eq. 10: noise (code)
+    reward = imitation_reward(logits, spread, args.alpha, args.reward_form)  # (6); differs from Eq. 10: D, noise (code)
     entropy = torch.stack([policy.entropy() for policy in policies])  # (H, N)
     if vmail:  # (7) to (9) with V(s), as Dreamer
         value = critics(dream)[0]  # (H + 1, N)
@@ -377,7 +379,8 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
             which = torch.randint(len(targets), (1,), device=feat.device)
             value_bar = targets(pairs).index_select(0, which)[0]  # (H, N)
             returns_bar = lambda_return(reward[:-1], value_bar, gamma, lam)
-            known = imitation_reward(discriminator(real[:-1]).squeeze(-1), 0.0, 0.0, args.reward_form)  # (T - 2, B)
+            known = discriminator(real[:-1]).squeeze(-1)  # (T - 2, B); differs from Eq. 14: no noise, no price (code)
+            known = imitation_reward(known, 0.0, 0.0, args.reward_form)
             first = (part[0].unflatten(0, feat.shape[:2]) for part in (value_bar, returns_bar))  # (T, B)
             target = data_target(known, *first, gamma, lam)
         weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]  # differs from Eq. 13 (code)
@@ -446,7 +449,7 @@ def main(args: Args) -> dict:
             expert_feat = torch.cat(model.encode(expert_obs, expert_action, is_first)[:2], -1)
         losses, more = agent_loss(args, networks, feat.detach(), action, expert_feat, expert_action)  # (4) to (9)
         descend(losses, optimizers)
-        return {name: value.detach() for name, value in (metrics | more | {"losses/world_model": loss}).items()}
+        return {name: part.detach() for name, part in (metrics | more | {"losses/world_model": loss}).items()}
 
     rounds = max(0, args.env_steps - args.seed_steps) // args.train_every
     for step in run.steps(0 if args.eval_only else args.pretrain + rounds * args.train_updates):

@@ -15,7 +15,8 @@ As DITTO, but nothing is imagined: in every state of the expert's episodes, make
     python d_bc.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
-Differences from the paper: none known; optimiser and batch are DITTO's (paper silent). Dreams only measure L_d.
+Differences from the paper: optimiser and batch are DITTO's (paper silent). Dreams only measure L_d.
+The small size leaves the paper in width, horizon, batch, step size and more (SIZES).
 """
 
 import functools
@@ -81,7 +82,7 @@ class Args:
     quick_episodes: int = 8
     """games of those validations"""
     eval_consecutive: int = 1
-    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    """final evaluation after each of so many consecutive gradient steps (differs from the paper's v2: 10)"""
     eval_only: bool = False
     """only evaluate the checkpoint of the run"""
     log_every: int = 50

@@ -23,6 +23,7 @@ was in, and reward it for staying close to the expert's latents. No environment,
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
 Differences from the paper: the reward compares h only, as the authors' code does (--reward-latent full: (h, z));
 advantages are the target critic's, normalised over the batch (code). Continuous actions: tanh-squashed Gaussian (ours).
+The small size leaves the paper in width, horizon, batch, step size and more (SIZES).
 """
 
 import copy
@@ -98,7 +99,7 @@ class Args:
     quick_episodes: int = 8
     """games of those validations"""
     eval_consecutive: int = 1
-    """final evaluation after each of so many consecutive gradient steps (paper, v2: 10)"""
+    """final evaluation after each of so many consecutive gradient steps (differs from the paper's v2: 10)"""
     eval_only: bool = False
     """only evaluate the checkpoint of the run"""
     log_every: int = 50

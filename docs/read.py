@@ -99,12 +99,12 @@ class Script:
                     first = min(part.lineno for part in [node, *node.decorator_list])
                     self.block |= dict.fromkeys(range(first, node.end_lineno + 1), block)
                     self.where[block] = f"{name}.html#{block}"
-        self.own = defaultdict(set)  # names of parameters, which mean no function of the same name
+        self.own = defaultdict(set)  # parameters and variables, which mean no function of the same name
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.Lambda):
-                args = {arg.arg for arg in ast.walk(node.args) if isinstance(arg, ast.arg)}
+                parts = [part for part in ast.walk(node) if isinstance(getattr(part, "ctx", part), ast.Store | ast.arg)]
                 for n in range(node.lineno, node.end_lineno + 1):
-                    self.own[n] |= args
+                    self.own[n] |= {getattr(part, "arg", getattr(part, "id", "")) for part in parts}
         self.steps = {int(m[1]): (n, m[2], m[3]) for n, line in enumerate(self.lines) if (m := STEP.match(line))}
         self.marks, self.cites, self.departs = defaultdict(list), [], {}
         for n, line in enumerate(self.lines):
@@ -154,8 +154,10 @@ class Script:
             self.departs[n] = "end" if ends else "on"
         places = {f"({k})": f"{self.name}.html#" + (f"L{self.first[k]}" if inside else f"step-{k}") for k in self.steps}
         places |= {f"`{name}`": place for name, place in self.where.items()}
+        files = lambda m: link(f"../../{m[0]}", m[0]) if (ROOT / m[0]).exists() else m[0]  # noqa: E731
         known = lambda m: link(places[m[0]], m[0]) if m[0] in places else m[0]  # noqa: E731
-        return re.sub(r"\(\d+\)|`[\w.]+`", known, CITED.sub(cite, text))
+        text = re.sub(r"\(\d+\)|`[\w.]+`", known, CITED.sub(cite, text))
+        return re.sub(r"\b(docs/\w+\.md|(control|dmc|collect_data)\.py)\b", files, text)
 
     def source(self, first: int, last: int, kind: str = "") -> str:
         """Lines first to last as HTML, on their own page or, if they are of a kind, elsewhere."""
@@ -182,10 +184,12 @@ class Script:
         out += f'<p class="step">{again}</p>' * bool(again)
         out += "".join(card(key, key in shown) for key in keys)
         code = re.sub(r'"""(.|\n)*?"""|"[^"\n]*"|#.*', "", "\n".join(self.lines[first : last + 1]))
-        words = set(re.findall(r"\w+", code)) if out or name == "Args" else set()
-        rows, called = "", "args" if name == "Args" else "names"
+        words = set(re.findall(r"(?:\b(?:args|game)\.)?\b\w+\b(?!=[^=])", code)) if out or name == "Args" else set()
+        rows = ""
         for s in SYMBOLS["symbol"]:
-            code = next((x for x in s.get(called, []) if x in words and self.name in s.get("only", NAMES)), "")
+            args = s.get("args", [])
+            known = args if name == "Args" else [*s["names"], *(f"args.{x}" for x in args)]
+            code = next((x for x in known if x in words and self.name in s.get("only", NAMES)), "")
             if code and (name, s["latex"]) not in shown:
                 rows += f"<li>{math(s['latex'])} <code>{code}</code> <small>{s['shape']}</small></li>"
                 shown.add((name, s["latex"]))
@@ -195,7 +199,8 @@ class Script:
     def page(self) -> str:
         """The script, right, and what belongs to it, left."""
         diffs = [f"<li>{link(f'{p}.html', p)}: {what}</li>" for p, (x, y, what) in DIFFS.items() if self.name in (x, y)]
-        top = f"{about(PAPERS[self.paper])}{SYMBOLS['key']}<ul>{''.join(diffs)}</ul>"
+        more = link(f"../{self.name}.md", f"docs/{self.name}.md: usage, details, results")
+        top = f"{about(PAPERS[self.paper])}<p>{more}</p>{SYMBOLS['key']}<ul>{''.join(diffs)}</ul>"
         body, shown, places = "", set(), {""}
         for name, group in groupby(range(1, len(self.lines)), self.block.__getitem__):
             lines, text = list(group), ""
@@ -219,10 +224,11 @@ def diff_page(pair: str) -> str:
             kinds = ("both", "again") if tag == "equal" else ("out", "in")
             cells += left.source(a, b - 1, kinds[0]) + right.source(c, d - 1, kinds[1])
             changed += [(s, n) for s, m, k in ((right, c, d), (left, a, b)) for n in range(m, k) if tag != "equal"]
-        text, blocks = "\n".join(s.lines[n] for s, n in changed), (s.block[n] for s, n in changed)
-        says = " ".join(sentence for key, sentence in SAYS.get(pair, {}).items() if key in text)
+        text, keys = "\n".join(s.lines[n] for s, n in changed), SAYS.get(pair, {})
+        says = " ".join(keys[key] for key in keys if key in text)
+        blocks = [s.block[n] for key in [*keys, ""] for s, n in changed if key in s.lines[n]]  # of a sentence, of any
         a, c = next((a, c) for tag, a, _, c, _ in hunk if tag != "equal")
-        place, count = next(filter(None, blocks), "the module"), count + len(changed)
+        place, count = blocks[0] or "the module", count + len(changed)
         if not says:
             print(f"docs/diffs.toml has no sentence for {pair}, {place}: {text.strip()[:80]}")
         at = f"<code>{place}</code> {link(f'{x}.html#L{a}', x)} {link(f'{y}.html#L{c}', y)}"

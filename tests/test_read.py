@@ -65,6 +65,9 @@ def test_links_lead_somewhere_and_nothing_is_fetched():
             file, _, place = target.partition("#")
             if target.startswith("https://arxiv.org/abs/") or target == "style.css":
                 continue
+            if file.startswith("../"):
+                assert (ROOT / "docs" / "read" / file).exists(), (name, target)
+                continue
             assert file in ("", *PAGES), (name, target)
             assert not place or place in places[file or name], (name, target)
 
