@@ -28,7 +28,6 @@ import hashlib
 import json
 import os
 import sys
-import time
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ import numpy as np
 import torch
 import tyro
 
-from world_model import begin, read_meta, write
+from world_model import begin, progress, read_meta, write
 
 
 @dataclass
@@ -234,17 +233,18 @@ class Trajectories:
 
 
 class Recorder(gym.Wrapper):
-    """Writes every finished game into a folder, numbered on from `index`; `stop` is set after `count` games."""
+    """Writes the first `count` finished games into a folder, and shows how far it is."""
 
-    def __init__(self, env: DMC, folder: Path, count: int, index: int = 0):
+    def __init__(self, env: DMC, folder: Path, count: int):
         super().__init__(env)
-        self.folder, self.count, self.index, self.returns = folder, count, index, []
+        self.folder, self.returns = folder, []
         if list(folder.glob("*.npz")) and not any((folder / name).exists() for name in ("unfinished", "dataset.json")):
             sys.exit(f"{folder} holds trajectories that dmc.py did not make: give another --data-dir.")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "unfinished").touch()  # `store` takes it away
         for file in folder.glob("*.npz"):
             file.unlink()  # games of an earlier agent
+        self.bar = progress(count, "{n}/{total} games  {desc}  {remaining} left")
 
     def reset(self, **options):
         obs, info = self.env.reset(**options)
@@ -254,11 +254,13 @@ class Recorder(gym.Wrapper):
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.rows.append(self.row(action, reward, False, terminated or truncated, terminated, info))
-        if (terminated or truncated) and self.index < self.count:
+        if (terminated or truncated) and self.bar.n < self.bar.total:
             game = {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]}
-            write(self.folder / f"{self.index}.npz", lambda file: np.savez_compressed(file, **game))
-            self.index += 1
+            write(self.folder / f"{self.bar.n}.npz", lambda file: np.savez_compressed(file, **game))
             self.returns.append(float(game["reward"].sum(dtype=float)))
+            text = f"{self.folder.name}, mean return of the last ten {np.mean(self.returns[-10:]):.0f}"
+            self.bar.set_description_str(text, refresh=False), self.bar.update()
+            self.bar.n < self.bar.total or self.bar.close()
         return obs, reward, terminated, truncated, info
 
     def row(self, action, reward, first: bool, last: bool, terminal: bool, info: dict) -> dict[str, np.ndarray]:
@@ -268,21 +270,15 @@ class Recorder(gym.Wrapper):
         return row | {name: np.array([value]) for name, value in flags.items()} | info
 
 
-def rollouts(env: DMC, act, seeds: list[int], report: str = "") -> list[float]:
+def rollouts(env: gym.Env, act, seeds: list[int]) -> list[float]:
     """Play one game per seed with action = act(observation); their returns."""
-    returns, began = [], time.time()
-    for k, seed in enumerate(seeds):
+    returns = []
+    for seed in seeds:
         obs, ended, total = env.reset(seed=seed)[0], False, 0.0
         while not ended:
             obs, reward, _, ended, _ = env.step(act(obs))
             total += reward
         returns.append(total)
-        if report:
-            left = (time.time() - began) / (k + 1) * (len(seeds) - k - 1)
-            print(
-                f"\r{report}: game {k + 1}/{len(seeds)}, return {total:.0f}, {left:.0f} s left   ", end="", flush=True
-            )
-    print(end="\n" if report else "")
     return returns
 
 
@@ -293,37 +289,24 @@ def random_returns(env_id: str, games: int = 20, seed: int = 30_000, max_steps: 
     return rollouts(DMC(env_id, max_steps=max_steps), act, list(range(seed, seed + games)))
 
 
-def train_sac(args: Args, folder: Path):
-    """Train SAC for as many games as the buffer shall hold; the agent. Its games are written as they end."""
+def train_sac(args: Args, folder: Path) -> list[float]:
+    """Train SAC for as many games as the buffer shall hold; their returns. Games are written as they end."""
     try:
         from stable_baselines3 import SAC
-        from stable_baselines3.common.callbacks import BaseCallback
         from stable_baselines3.common.noise import OrnsteinUhlenbeckActionNoise
     except ImportError as error:
         sys.exit(f"stable-baselines3 cannot be imported ({error}): pip install -r requirements-dmc.txt.")
     env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
-    total, began = args.num_episodes * args.max_steps, time.time()
-
-    class Progress(BaseCallback):
-        def _on_step(self) -> bool:
-            if self.num_timesteps % args.max_steps == 0:
-                speed = self.num_timesteps / (time.time() - began)
-                print(f"\rSAC: game {len(env.returns)}/{args.num_episodes}, mean return of the last ten"
-                      f" {np.mean(env.returns[-10:]):.0f}, {speed:.0f} decisions/s,"
-                      f" {(total - self.num_timesteps) / speed:.0f} s left   ", end="", flush=True)  # fmt: skip
-            return True
-
-    theta = 0.15  # the noise's deviation is sigma / sqrt(2 theta)
+    total, theta = args.num_episodes * args.max_steps, 0.15  # the noise's deviation is sigma / sqrt(2 theta)
     sigma = np.full(6, args.noise * (2 * theta) ** 0.5)
     noise = OrnsteinUhlenbeckActionNoise(np.zeros(6), sigma, theta, dt=1.0) if args.noise else None
     agent = SAC("MlpPolicy", env, learning_rate=args.learning_rate, buffer_size=total, batch_size=args.batch_size,
                 learning_starts=min(5, args.num_episodes) * args.max_steps, train_freq=args.update_every,
                 gradient_steps=1, seed=args.seed, device="cpu",
                 target_entropy=args.target_entropy, action_noise=noise)  # fmt: skip
-    agent.learn(total, callback=Progress())
-    print()
+    agent.learn(total)
     write(folder / "agent.zip", agent.save)
-    return agent
+    return env.returns
 
 
 def store(folder: Path, args: Args, agent: str, returns: list[float], random: list[float]) -> None:
@@ -374,7 +357,7 @@ def main(args: Args) -> dict:
             rng = np.random.default_rng(args.seed)
             env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
             seeds = [args.seed * 100_000 + k for k in range(args.num_episodes)]
-            finish(folder, "random", rollouts(env, lambda obs: rng.uniform(-1.0, 1.0, 6), seeds, "random"))
+            finish(folder, "random", rollouts(env, lambda obs: rng.uniform(-1.0, 1.0, 6), seeds))
         return result
 
     # an interrupted training begins anew and overwrites its games: SAC cannot be resumed exactly
@@ -383,9 +366,7 @@ def main(args: Args) -> dict:
     if not complete(buffer, args.num_episodes, args) or not (buffer / "agent.zip").exists():
         if demonstrations.exists():
             (demonstrations / "unfinished").touch()  # they are an earlier agent's
-        train_sac(args, buffer)
-        rewards = [np.load(buffer / f"{k}.npz")["reward"].sum(dtype=float) for k in range(args.num_episodes)]
-        finish(buffer, "sac", [float(value) for value in rewards])
+        finish(buffer, "sac", train_sac(args, buffer))
     if not complete(demonstrations, args.num_demonstrations, args):
         from stable_baselines3 import SAC
 
@@ -394,7 +375,7 @@ def main(args: Args) -> dict:
         env = Recorder(games, demonstrations, args.num_demonstrations)
         seeds = [50_000_000 + args.seed * 100_000 + k for k in range(args.num_demonstrations)]
         act = lambda obs: agent.predict(obs, deterministic=True)[0]  # noqa: E731
-        finish(demonstrations, "sac", rollouts(env, act, seeds, "demonstrations"))
+        finish(demonstrations, "sac", rollouts(env, act, seeds))
     return result
 
 

@@ -68,7 +68,7 @@ def test_recorder_writes_aligned_rows(tmp_path):
             return *super().step(np.clip(action, -1, 1))[:4], self.info()
 
     recorder = object.__new__(dmc.Recorder)
-    recorder.env, recorder.folder, recorder.count, recorder.index = Sensed("walker-walk"), tmp_path, 2, 0
+    recorder.env, recorder.folder, recorder.bar = Sensed("walker-walk"), tmp_path, dmc.progress(2, "{n}")
     recorder.returns, recorder._action_space = [], Sensed.action_space
     for game in range(3):  # the third is not wanted any more
         recorder.reset(seed=game)
