@@ -20,7 +20,7 @@
     variants   score of named settings
     lengths    AIME: return and action error against the updates of phase 2, a line per length of phase 1 (variants
                m<thousands of updates>), and at its end against the updates of phase 1
-    cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>, <body>_mdp, <body>_visual), and
+    cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>[1000], with _mdp or _visual), and
                the paper's beside it (benchmark/results/aime_paper.csv; its error bars are deviations over games)
     interaction  CMIL: return, disagreement and discriminator gap against steps in the environment, a line per variant
     table      score, interquartile mean and its bootstrap interval, in Markdown
@@ -486,9 +486,9 @@ def draw_cells(args: Args) -> dict:
     keys, paper = ("body", "env_id", "setting", "script"), {}
     for row in read_rows(Path(__file__).parent / "results" / "aime_paper.csv"):
         paper[tuple(row[key] for key in keys)] = float(row["percent"]), float(row["deviation"])
-    parts = lambda row: row["variant"].partition("_")  # noqa: E731
-    place = lambda row: (parts(row)[0], row["env_id"], parts(row)[2] or "lpomdp")  # noqa: E731
-    rows = select(read(Path(args.csv)), args, lambda variant: variant.partition("_")[0] in {key[0] for key in paper})
+    parts = lambda variant: re.fullmatch(r"([^_]*?)(?:1000)?(?:_(.*))?", variant).groups()  # noqa: E731
+    place = lambda row: ((p := parts(row["variant"]))[0], row["env_id"], p[1] or "lpomdp")  # noqa: E731
+    rows = select(read(Path(args.csv)), args, lambda variant: parts(variant)[0] in {key[0] for key in paper})
     rows = one_count([row for row in rows if (*place(row), row["script"]) in paper], args)
     names, scripts = list(dict.fromkeys(map(place, rows))), in_order(row["script"] for row in rows)
     figure, axes = new_figure(1, 1, 2.4)
