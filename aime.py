@@ -16,9 +16,9 @@ of the recorded ones. No rewards, no environment, and in phase 2 no actions.
   (5) a_{t-1} ~ pi(. | s_{t-1}), s_t ~ posterior given o_t; Adam step on -ELBO   Eq. 8         `imitation_loss`
   (6) play: filter what is seen, likeliest action                                              `Policy.mode`
 
-    python aime.py --env-id walker-walk --body walker-stand-buffer       (makes whatever is missing; needs dm_control)
+    python aime.py --env-id walker-walk                    (walk -> walk; makes whatever is missing; needs dm_control)
     python aime.py --env-id walker-walk --body walker-stand-buffer,walker-random --setting mdp
-    python aime.py --env-id walker-walk --body walker-stand-buffer --eval-only
+    python aime.py --env-id walker-walk --eval-only
 
 Shapes: world_model.py; obs (T, B, O). prev_action[t] led to obs[t]; pi chooses it in feat[t - 1], zeros before t = 0.
 Differences from the paper: the model's layers are those of world_model.py; step sizes as in the authors' code (3e-4;
@@ -58,7 +58,7 @@ class Args:
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     body: str = ""
-    """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
+    """D_body, data sets separated by commas (several: a mix); default <env_id>-buffer, the task's own"""
     demo: str = ""
     """D_demo, data set of the demonstrations; default <env_id>-expert"""
     num_expert_episodes: int = 100
@@ -263,8 +263,7 @@ def datasets(args) -> tuple[list[str], str]:
     """Folders of D_body and of the demonstrations; those that dmc.py can make are made if they are missing."""
     debug, visual = args.size == "debug", args.setting == "visual"
     root = Path(args.data_dir or ("data/debug" if debug else "data") + ("/dmc-visual" if visual else "/dmc"))
-    body = args.env_id.split("-")[0]
-    names = (args.body or f"{body}-{'stand' if body == 'walker' else 'run'}-buffer").split(",")
+    names = (args.body or f"{args.env_id}-buffer").split(",")
     demo = args.demo or f"{args.env_id}-expert"
     few = ["--num-episodes", "3", "--num-demonstrations", "3", "--max-steps", "40"] if debug else []
     for name in [*names, demo]:

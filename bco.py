@@ -16,9 +16,9 @@ model and trains the policy through it.
   (5) policy: the labels from o_{t-4..t}; squared error                                         `cloning_loss`
   (6) play its action                                                                           `stacked`
 
-    python bco.py --env-id walker-walk --body walker-stand-buffer        (makes whatever is missing; needs dm_control)
+    python bco.py --env-id walker-walk                     (walk -> walk; makes whatever is missing; needs dm_control)
     python bco.py --env-id walker-walk --body walker-stand-buffer --method oracle
-    python bco.py --env-id walker-walk --body walker-stand-buffer --eval-only
+    python bco.py --env-id walker-walk --eval-only
 
 Differences from the authors' code (AIME's): the split is by trajectory, not by window, so that overlapping windows do
 not leak; a single trajectory is cut in time. The rule for stopping is theirs; the small size has 10 to 20 epochs.
@@ -56,7 +56,7 @@ class Args:
     """auto (CUDA if there is one, else CPU), cpu, cuda, cuda:1 (one of several) or mps (at your own risk: untested)"""
     # data
     body: str = ""
-    """D_body, data sets separated by commas (several: a mix); default <body>-stand-buffer or <body>-run-buffer"""
+    """D_body, data sets separated by commas (several: a mix); default <env_id>-buffer, the task's own"""
     demo: str = ""
     """D_demo, data set of the demonstrations; default <env_id>-expert"""
     num_expert_episodes: int = 100
@@ -228,8 +228,7 @@ def datasets(args) -> tuple[list[str], str]:
     """Folders of D_body and of the demonstrations; those that dmc.py can make are made if they are missing."""
     debug, visual = args.size == "debug", args.setting == "visual"
     root = Path(args.data_dir or ("data/debug" if debug else "data") + ("/dmc-visual" if visual else "/dmc"))
-    body = args.env_id.split("-")[0]
-    names = (args.body or f"{body}-{'stand' if body == 'walker' else 'run'}-buffer").split(",")
+    names = (args.body or f"{args.env_id}-buffer").split(",")
     demo = args.demo or f"{args.env_id}-expert"
     few = ["--num-episodes", "3", "--num-demonstrations", "3", "--max-steps", "40"] if debug else []
     for name in [*names, demo]:

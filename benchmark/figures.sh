@@ -37,7 +37,7 @@ small)
 aime)
     # docs/aime.md: data by SAC, phase 1 once (--updates 0), then the cells; `pip install -r requirements-dmc.txt`
     python dmc.py --env-id walker-stand --num-episodes 500 --update-every 5 --batch-size 128
-    python dmc.py --env-id walker-walk --num-episodes 300 --batch-size 128
+    python dmc.py --env-id walker-walk --num-episodes 300 --update-every 1
     python aime.py --env-id walker-walk --body walker-stand-buffer --size small --updates 0
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "default: --body walker-stand-buffer --world-model runs/walker/world_model-small-lpomdp-walker-stand-buffer-1/checkpoint.pt" "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
@@ -101,7 +101,7 @@ aime)
     python aime.py --env-id walker-walk --body walker-stand-buffer --setting mdp --size small --updates 0 --model-updates 100000 --run-dir runs/long-stand-mdp
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --updates 50000 --eval-every 2000" --variants "walk_mdp: --setting mdp --body walker-walk-buffer --world-model runs/long-walk-mdp/world_model/checkpoint.pt" "stand_mdp: --setting mdp --body walker-stand-buffer --world-model runs/long-stand-mdp/world_model/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk_mdp: --setting mdp --body walker-walk-buffer" "stand_mdp: --setting mdp --body walker-stand-buffer"
-    python dmc.py --env-id walker-walk --num-episodes 300 --batch-size 128 --pixels --data-dir data/dmc-visual
+    python dmc.py --env-id walker-walk --num-episodes 300 --pixels --data-dir data/dmc-visual
     python aime.py --env-id walker-walk --body walker-walk-buffer --setting visual --size small --updates 0 --run-dir runs/visual-walk
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk_visual: --setting visual --body walker-walk-buffer --world-model runs/visual-walk/world_model/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk_visual: --setting visual --body walker-walk-buffer"
