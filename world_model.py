@@ -974,7 +974,7 @@ def start(args) -> torch.device:
 
 def make(command: list[str], allowed: bool = True) -> None:
     """Run a missing stage, a script beside this one, as the command a user would type in their folder."""
-    script = Path(__file__).with_name(command[0])
+    script = Path(__file__).parent / command[0]
     text = " ".join(command := [command[0] if script.parent == Path.cwd() else str(script), *command[1:]])
     if not allowed:
         sys.exit(f"--eval-only makes nothing that is missing; first: python {text}.")
