@@ -19,8 +19,8 @@
     horizon    Figure 4, right: score against the horizon H
     variants   score of named settings
     lengths    AIME: return and action error against the updates of phase 2, a line per length of phase 1 (variants
-               m<thousands of updates>), and at its end against the updates of phase 1
-    cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>[1000], with _mdp or _visual), and
+               ...m<thousands of updates>, without it 15), and at its end against the updates of phase 1
+    cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>[1000][m<length>][_mdp]), and
                the paper's beside it (benchmark/results/aime_paper.csv; its error bars are deviations over games)
     interaction  CMIL: return, disagreement and discriminator gap against steps in the environment, a line per variant
     table      score, interquartile mean and its bootstrap interval, in Markdown
@@ -455,8 +455,8 @@ def draw_model(args: Args) -> dict:
 
 def draw_lengths(args: Args) -> dict:
     """AIME's return and action error: left against phase 2's updates, right, where it ended, against phase 1's."""
-    file, length = Path(args.csv), lambda row: 1000 * int(row["variant"][1:])
-    cells = one_count(select(read(file), args, lambda variant: re.fullmatch(r"m\d+", variant)), args)
+    file, length = Path(args.csv), lambda row: 1000 * int((re.search(r"m(\d+)$", row["variant"]) or ["", 15])[1])
+    cells = one_count(select(read(file), args, lambda variant: re.search(r"m\d+$", variant)), args)
     ends = {tuple(row[name] for name in KEY): row["updates"] for row in cells}
     rows = [row | {"length": length(row)} for row in read(file.with_name(f"{file.stem}_metrics.csv"))
             if tuple(row[name] for name in KEY) in ends]  # fmt: skip
@@ -486,7 +486,7 @@ def draw_cells(args: Args) -> dict:
     keys, paper = ("body", "env_id", "setting", "script"), {}
     for row in read_rows(Path(__file__).parent / "results" / "aime_paper.csv"):
         paper[tuple(row[key] for key in keys)] = float(row["percent"]), float(row["deviation"])
-    parts = lambda variant: re.fullmatch(r"([^_]*?)(?:1000)?(?:_(.*))?", variant).groups()  # noqa: E731
+    parts = lambda variant: re.fullmatch(r"([^_]*?)(?:1000)?(?:m\d+)?(?:_(.*))?", variant).groups()  # noqa: E731
     place = lambda row: ((p := parts(row["variant"]))[0], row["env_id"], p[1] or "lpomdp")  # noqa: E731
     rows = select(read(Path(args.csv)), args, lambda variant: parts(variant)[0] in {key[0] for key in paper})
     rows = one_count([row for row in rows if (*place(row), row["script"]) in paper], args)
