@@ -79,6 +79,10 @@ class Args:
     """Z, width of the latent z; 0: 128 (rssm) or 30 (rssmo)"""
     hidden: int = 0
     """width of the model's hidden layers; 0: 256 (rssm) or 512 (rssmo)"""
+    depth: int = 32
+    """visual: channels of the first convolution; each further one doubles them"""
+    picture: int = 64
+    """visual: side of the pictures that the model sees, 64 or 32 (every second pixel)"""
     free_nats: float = -1.0
     """KL per step below which it has no gradient in phase 1; negative: 0 (rssm) or 1 (rssmo). Phase 2 has none"""
     balance: float = -1.0
@@ -125,8 +129,9 @@ class Args:
     """ablation: train an inverse dynamics model beside phase 1, and clone its actions in phase 2"""
 
 
-SMALL = dict(deter=200, stoch=30, hidden=256, batch_size=32, batch_length=32, model_updates=15_000, updates=5000,
-             learning_rate=1e-3, anneal=True, eval_episodes=50, threads=1)  # fmt: skip
+SMALL = dict(deter=200, stoch=30, hidden=256, depth=8, picture=32, batch_size=32,
+             batch_length=32, model_updates=15_000, updates=5000, learning_rate=1e-3, anneal=True, eval_episodes=50,
+             threads=1)  # fmt: skip
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -329,7 +334,7 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
     config = {"keys": keys, "sensors": sensors, "deviation": "learned" if rssm and sensors else "fixed",
               "deter": args.deter, "stoch": args.stoch or (128 if rssm else 30), "layers": 2,
               "hidden": args.hidden or (256 if rssm else 512), "action_size": data.prev_action.shape[-1]}  # fmt: skip
-    config |= {} if sensors else {"depth": 32, "channels": keys["image"]}
+    config |= {} if sensors else {"depth": args.depth, "picture": args.picture, "channels": keys["image"]}
     torch.manual_seed(args.seed)
     model = WorldModel(config).to(device)
     if not sensors:

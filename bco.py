@@ -66,6 +66,8 @@ class Args:
     setting: Literal["lpomdp", "mdp", "visual"] = "lpomdp"
     """what is observed: lpomdp (sensors without velocities), mdp (all sensors), visual (64x64 pictures)"""
     # actor and critic
+    depth: int = 32
+    """visual: channels of the first convolution; each further one doubles them"""
     batch_size: int = 50
     """windows per update"""
     units: int = 128
@@ -97,7 +99,7 @@ class Args:
     """share of the trajectories that are held out for the validation loss"""
 
 
-SMALL = dict(min_epochs=10, max_epochs=20, eval_episodes=50, threads=1)
+SMALL = dict(depth=8, min_epochs=10, max_epochs=20, eval_episodes=50, threads=1)
 SIZES = {
     "paper": {},
     "small": SMALL,
@@ -107,14 +109,14 @@ SIZES = {
 
 
 class Encoder(nn.Module):
-    """Sensors (..., O) as they are; pictures (..., 64, 64, C) uint8 through AIME's convolutions to (..., 1024)."""
+    """Sensors (..., O) as they are; pictures (..., 64, 64, C) uint8 through AIME's convolutions to (..., 32 depth)."""
 
-    def __init__(self, keys: dict[str, int]):
+    def __init__(self, keys: dict[str, int], depth: int = 32):
         super().__init__()
         self.image = "image" in keys
-        self.size = 1024 if self.image else sum(keys.values())
+        self.size = 32 * depth if self.image else sum(keys.values())
         if self.image:
-            widths, convs = [keys["image"], 32, 64, 128, 256], []
+            widths, convs = [keys["image"], depth, 2 * depth, 4 * depth, 8 * depth], []
             for i, o in zip(widths, widths[1:]):
                 convs += [nn.Conv2d(i, o, 4, stride=2), nn.ReLU()]
             self.net = nn.Sequential(*convs[:-1], nn.Flatten())
@@ -134,9 +136,9 @@ def mlp(inputs: int, outputs: int, units: int) -> nn.Sequential:
 class Actor(nn.Module):
     """tanh(network) of a stack of observations (B, K, ...) -> action (B, A); deterministic. Also the inverse model."""
 
-    def __init__(self, keys: dict[str, int], stack: int, action_size: int, units: int):
+    def __init__(self, keys: dict[str, int], stack: int, action_size: int, units: int, depth: int = 32):
         super().__init__()
-        self.encoder = Encoder(keys)
+        self.encoder = Encoder(keys, depth)
         self.net = mlp(stack * self.encoder.size, action_size, units)
 
     def forward(self, obs: Tensor) -> Tensor:
@@ -146,16 +148,17 @@ class Actor(nn.Module):
 class Forward(nn.Module):
     """One step ahead: a stack of observations (B, K, ...) and an action (B, A) -> the next observation, flat (B, O)."""
 
-    def __init__(self, keys: dict[str, int], stack: int, action_size: int, units: int):
+    def __init__(self, keys: dict[str, int], stack: int, action_size: int, units: int, depth: int = 32):
         super().__init__()
-        self.encoder = Encoder(keys)
+        self.encoder = Encoder(keys, depth)
         inputs = stack * self.encoder.size + action_size
         if "image" in keys:
             self.decoder = nn.Sequential(
-                nn.Linear(inputs, 1024), nn.Unflatten(-1, (1024, 1, 1)),
-                nn.ConvTranspose2d(1024, 128, 5, stride=2), nn.ReLU(), nn.ConvTranspose2d(128, 64, 5, stride=2),
-                nn.ReLU(), nn.ConvTranspose2d(64, 32, 6, stride=2), nn.ReLU(),
-                nn.ConvTranspose2d(32, keys["image"], 6, stride=2), nn.Sigmoid(), nn.Flatten(),
+                nn.Linear(inputs, 32 * depth), nn.Unflatten(-1, (32 * depth, 1, 1)),
+                nn.ConvTranspose2d(32 * depth, 4 * depth, 5, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(4 * depth, 2 * depth, 5, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(2 * depth, depth, 6, stride=2), nn.ReLU(),
+                nn.ConvTranspose2d(depth, keys["image"], 6, stride=2), nn.Sigmoid(), nn.Flatten(),
             )  # fmt: skip
         else:
             self.decoder = nn.ModuleList(mlp(inputs, size, units) for size in keys.values())
@@ -334,12 +337,13 @@ def main(args: Args) -> dict:
     oracle = args.method == "oracle"  # without it the demonstrations' actions are not read
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
     data = demos if oracle else Trajectories(folders, keys, device=device)
-    policy, rng = Actor(keys, stack, 6, args.units).to(device), torch.Generator().manual_seed(args.seed)
+    policy = Actor(keys, stack, 6, args.units, args.depth).to(device)
+    rng = torch.Generator().manual_seed(args.seed)
     parts = {}
     if not oracle:
         inverse = args.method == "bco"
         name, make_model, rule = ("inverse", Actor, inverse_loss) if inverse else ("forward", Forward, forward_loss)
-        model = make_model(keys, stack + inverse, 6, args.units).to(device)
+        model = make_model(keys, stack + inverse, 6, args.units, args.depth).to(device)
         parts = stage(args, name, model)
     parts |= stage(args, "policy", policy)
     run = Run(run_dir, args, parts, {"dataset": data.digest() + demos.digest()}, marks, free={"body", "demo"})

@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,9 @@ from tiny import assert_one_sentence
 
 import dmc
 from dmc import Trajectories
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmark"))
+import add_pictures
 
 installed = all(importlib.util.find_spec(name) for name in ("dm_control", "stable_baselines3"))
 needs_dmc = pytest.mark.skipif(not installed, reason="needs requirements-dmc.txt")
@@ -135,6 +140,32 @@ def test_commands_make_data_that_the_loader_reads(tmp_path):
         meta = json.loads((tmp_path / name / "dataset.json").read_text())
         assert meta["expert_returns"] == pytest.approx(data.returns, rel=1e-4) and len(meta["random_returns"]) == 20
         assert not (tmp_path / name / "unfinished").exists()
+
+
+@needs_dmc
+def test_pictures_are_added_to_recorded_games(tmp_path, monkeypatch):
+    """Every second game of all kinds of data is played as it was; the picture shows the torso's height."""
+    draw = lambda env: np.full((64, 64, 3), 100 * env.task.physics.named.data.xpos["torso", "z"], np.uint8)  # noqa: E731
+    monkeypatch.setattr(dmc.DMC, "render", draw)
+    short = dict(data_dir=str(tmp_path / "sensors"), num_episodes=4, num_demonstrations=4, max_steps=20)
+    dmc.main(dmc.Args(env_id="walker-stand", **short))
+    dmc.main(dmc.Args(env_id="walker-run", agent="random", **short))
+    folders = dict(data_dir=str(tmp_path / "sensors"), out_dir=str(tmp_path / "pictures"))
+    for name in ("walker-stand-buffer", "walker-stand-expert", "walker-random"):
+        add_pictures.main(add_pictures.Args(data=name, every=2, **folders))
+        assert [file.name for file in dmc.recordings(tmp_path / "pictures" / name)] == ["0.npz", "2.npz"]
+        for number in (0, 2):
+            old, new = (np.load(tmp_path / kind / name / f"{number}.npz") for kind in ("sensors", "pictures"))
+            assert set(new.files) == {*old.files, "image"} and all(np.array_equal(old[k], new[k]) for k in old.files)
+            height = new["image"][:, 0, 0, 0]
+            np.testing.assert_array_equal(height, (100 * old["height"][:, 0]).astype(np.uint8))
+        assert len(Trajectories([str(tmp_path / "pictures" / name)], {"image": 3}).obs) == 42
+    tiny_dmc.rewrite(tmp_path / "sensors" / "walker-random", lambda a: a | {"height": a["height"] + 1e-6})
+    (tmp_path / "pictures" / "walker-random" / "2.npz").unlink()
+    with pytest.raises(SystemExit, match="2.npz: height came out otherwise") as stop:
+        add_pictures.main(add_pictures.Args(data="walker-random", every=2, **folders))
+    assert_one_sentence(stop)
+    assert (tmp_path / "pictures" / "walker-random" / "unfinished").exists()
 
 
 def test_data_of_other_settings_are_not_taken_for_these(tmp_path, capsys):
