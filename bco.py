@@ -338,8 +338,7 @@ def main(args: Args) -> dict:
     demos, marks = read_demonstrations(args, demonstrations, keys, device, actions=oracle)
     data = demos if oracle else Trajectories(folders, keys, device=device)
     policy = Actor(keys, stack, 6, args.units, args.depth).to(device)
-    rng = torch.Generator().manual_seed(args.seed)
-    parts = {}
+    rng, parts = torch.Generator().manual_seed(args.seed), {}
     if not oracle:
         inverse = args.method == "bco"
         name, make_model, rule = ("inverse", Actor, inverse_loss) if inverse else ("forward", Forward, forward_loss)
