@@ -508,7 +508,8 @@ def draw_cells(args: Args) -> dict:
             first = {"label": f"{title}, paper"} if first else {}
             value, deviation = paper[*cell, script]
             axis.bar(left + width, value, 0.9 * width, yerr=deviation, capsize=2, color=colour, alpha=0.35, **first)
-    axis.set_xticks(range(len(names)), [f"{body} -> {env_id.split('-')[1]}\n{kind}" for body, env_id, kind in names])
+    labels = [f"{body} -> {env_id.split('-')[1]}\n{env_id.split('-')[0]}, {kind}" for body, env_id, kind in names]
+    axis.set_xticks(range(len(names)), labels)
     axis.axhline(100, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
     axis.set(ylabel="percent of the expert", ylim=(0, None))
     axis.grid(axis="x", visible=False)
