@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
+import add_pictures
 import check_body  # noqa: E402
 import run_grid  # noqa: E402
 
@@ -571,16 +572,16 @@ def commands(text: str) -> list[list[str]]:
 
 
 @needs_plot
-@pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh", "check_body.py"])
+@pytest.mark.parametrize("name", ["run_grid.py", "plot.py", "figures.sh", "check_body.py", "add_pictures.py"])
 def test_commands_parse(name):
     found = commands((ROOT / "benchmark" / name).read_text())
-    assert len(found) >= 2
+    assert found
     for script, *words in found:
         if script == "benchmark/plot.py":
             args = tyro.cli(plot.Args, args=words)
             assert args.size in ("", "small", "paper")
-        elif script == "benchmark/check_body.py":
-            tyro.cli(check_body.Args, args=words)
+        elif script in (tools := {"benchmark/check_body.py": check_body, "benchmark/add_pictures.py": add_pictures}):
+            tyro.cli(tools[script].Args, args=words)
         else:
             args = tyro.cli(run_grid.Args, args=run_grid.join_options(words))
             assert run_grid.make_cells(args)  # so every script takes the options of its cells
