@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
-import add_pictures
+import add_pictures  # noqa: E402
 import check_body  # noqa: E402
 import run_grid  # noqa: E402
 
