@@ -7,21 +7,24 @@
     python benchmark/clip.py --run-dir runs/PongNoFrameskip-v4/ditto-small-30-1 --out docs/agent_and_dream.gif
 
 Left the game; right the dream, which starts in the model's state every `horizon` steps, is then shown no picture any
-more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py and d_bc.py.
+more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py, d_bc.py, and for
+aime.py --setting visual.
 """
 
 import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import tyro
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from aime import Policy, games_of  # noqa: E402
 from ditto import Actor  # noqa: E402
-from world_model import Games, load, load_world_model, play, player  # noqa: E402
+from world_model import Games, load, load_world_model, play, player, read_meta  # noqa: E402
 
 
 @dataclass
@@ -42,22 +45,22 @@ class Args:
 
 @torch.no_grad()
 def main(args: Args) -> Path:
-    saved, result = (
-        load(Path(args.run_dir) / "checkpoint.pt"),
-        json.loads((Path(args.run_dir) / "result.json").read_text()),
-    )
-    model, meta = (
-        load_world_model(result["world_model"]),
-        json.loads((Path(result["data"]) / "dataset.json").read_text()),
-    )
-    games = Games(result["args"]["env_id"], 1, args.skip + args.steps, meta.get("grayscale", True))
-    bounds = (meta.get("low", -1.0), meta.get("high", 1.0))
-    actor = Actor(
-        model.feat_size, games.action_size, games.discrete, result["args"]["layers"], result["args"]["units"], *bounds
-    )
-    actor.load_state_dict(saved["actor"])
+    saved = load(Path(args.run_dir) / "checkpoint.pt")
+    result = json.loads((Path(args.run_dir) / "result.json").read_text())
+    model, made = load_world_model(result["world_model"]), SimpleNamespace(**result["args"])
+    steps = args.skip + args.steps
+    if "policy" in saved:  # AIME's
+        games, actor = games_of(made, steps)(1), Policy(model.feat_size, model.config["action_size"], made.units)
+        act = actor.mode
+    else:
+        meta = read_meta(result["data"])
+        games = Games(made.env_id, 1, steps, meta.get("grayscale", True))
+        bounds = (meta.get("low", -1.0), meta.get("high", 1.0))
+        actor = Actor(model.feat_size, games.action_size, games.discrete, made.layers, made.units, *bounds)
+        act = actor.sample
+    actor.load_state_dict(saved["policy" if "policy" in saved else "actor"])
     torch.manual_seed(args.seed)
-    (game,) = play(games, player(model, actor.sample), [args.seed], keep=(args.seed,))
+    (game,) = play(games, player(model, act), [args.seed], keep=(args.seed,))
     image = torch.from_numpy(game["observations"])[:, None]  # (T + 1, 1, 64, 64, C)
     action = torch.as_tensor(game["actions"])
     action = torch.nn.functional.one_hot(action.long(), games.action_size).float() if games.discrete else action.float()
@@ -68,7 +71,7 @@ def main(args: Args) -> Path:
     for t in range(len(image)):
         state = (deter[t], stoch[t]) if t % args.horizon == 0 else model.imagine_step(state, prev_action[t])
         picture = model.to_pixels(model.decode(torch.cat(state, -1)))[0]
-        picture[-2:, : 64 * (t % args.horizon + 1) // args.horizon] = 255
+        picture[-2:, : len(picture) * (t % args.horizon + 1) // args.horizon] = 255
         dream.append(picture)
     both = torch.cat([seen, torch.full_like(seen[:, :, :2], 255), torch.stack(dream)], 2)[args.skip :].byte().numpy()
     frames = [Image.fromarray(frame.squeeze()).resize((520, 256), 0) for frame in both]
