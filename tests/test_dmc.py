@@ -160,6 +160,9 @@ def test_pictures_are_added_to_recorded_games(tmp_path, monkeypatch):
             height = new["image"][:, 0, 0, 0]
             np.testing.assert_array_equal(height, (100 * old["height"][:, 0]).astype(np.uint8))
         assert len(Trajectories([str(tmp_path / "pictures" / name)], {"image": 3}).obs) == 42
+    tiny_dmc.rewrite(tmp_path / "sensors" / "walker-random", lambda a: {k: v for k, v in a.items() if k != "velocity"})
+    (tmp_path / "pictures" / "walker-random" / "0.npz").unlink()
+    add_pictures.main(add_pictures.Args(data="walker-random", every=2, **folders))  # what is kept is compared
     tiny_dmc.rewrite(tmp_path / "sensors" / "walker-random", lambda a: a | {"height": a["height"] + 1e-6})
     (tmp_path / "pictures" / "walker-random" / "2.npz").unlink()
     with pytest.raises(SystemExit, match="2.npz: height came out otherwise") as stop:
