@@ -36,6 +36,7 @@ import world_model
 
 ROOT = Path(ditto.__file__).parent
 sys.path.insert(0, str(ROOT / "benchmark"))
+import add_pictures  # noqa: E402
 import check_body  # noqa: E402
 import clip  # noqa: E402
 import endurance  # noqa: E402
@@ -46,7 +47,8 @@ SCRIPTS = {"collect_data.py": collect_data, "train_expert.py": train_expert, "wo
            "aime.py": aime, "aime_atari.py": aime_atari, "bco.py": bco, "dmc.py": dmc, "cmil.py": cmil,
            "control.py": control,
            "benchmark/speed.py": speed, "benchmark/check_body.py": check_body,
-           "benchmark/clip.py": clip, "benchmark/endurance.py": endurance, "import_data.py": import_data}  # fmt: skip
+           "benchmark/add_pictures.py": add_pictures, "benchmark/clip.py": clip,
+           "benchmark/endurance.py": endurance, "import_data.py": import_data}  # fmt: skip
 AGENTS = ["ditto.py", "d_gail.py", "d_bc.py", "bc_pixels.py", "aime_atari.py"]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
