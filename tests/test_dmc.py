@@ -169,6 +169,14 @@ def test_pictures_are_added_to_recorded_games(tmp_path, monkeypatch):
         add_pictures.main(add_pictures.Args(data="walker-random", every=2, **folders))
     assert_one_sentence(stop)
     assert (tmp_path / "pictures" / "walker-random" / "unfinished").exists()
+    for changes, text in ((dict(out_dir=folders["data_dir"]), "another --out-dir"), (dict(every=0), "--every 0")):
+        with pytest.raises(SystemExit, match=text) as stop:
+            add_pictures.main(add_pictures.Args(data="walker-random", **folders | changes))
+        assert_one_sentence(stop)
+    tiny_dmc.rewrite(tmp_path / "pictures" / "walker-stand-expert", lambda a: a | {"pre_action": a["pre_action"] + 1})
+    add_pictures.main(add_pictures.Args(data="walker-stand-expert", every=2, **folders))  # an earlier agent's: anew
+    with np.load(tmp_path / "pictures" / "walker-stand-expert" / "0.npz") as npz:
+        assert np.abs(npz["pre_action"]).max() <= 1
 
 
 def test_data_of_other_settings_are_not_taken_for_these(tmp_path, capsys):
