@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import tyro
 
-from world_model import begin, progress, read_meta, write
+from world_model import begin, command, progress, read_meta, write
 
 
 @dataclass
@@ -382,7 +382,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Args))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command starts this data set again.")
+    command(main, lambda: tyro.cli(Args), "starts this data set again")
