@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The literal commands of every figure and table: copy one, or run all of a size with
 #     bash benchmark/figures.sh small          (CPU: Pong and Acrobot, whose world models and 36 demonstrations are shipped)
-#     bash benchmark/figures.sh aime           (CPU: dm_control's Walker, and Pong without the expert's actions)
+#     bash benchmark/figures.sh aime           (CPU: dm_control's Walker and Cheetah, and Pong without the expert's actions)
+#     bash benchmark/figures.sh aime_first     (CPU: what AIME's smaller buffers said)
+#     bash benchmark/figures.sh aime_paper     (AIME with the paper's lengths, not run)
 #     bash benchmark/figures.sh cmil           (CPU: Franka Kitchen, two sub-tasks, by its sensors and from pixels)
 #     bash benchmark/figures.sh paper          (GPUs: the paper's games, N^E and horizons)
 # Every grid skips what is finished, so figures share cells, and a command that was interrupted continues when it is
@@ -35,7 +37,54 @@ small)
     python benchmark/plot.py --figure variants --size small --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --variants default l2 cosine full --out docs/reward_Pong.png
     ;;
 aime)
-    # docs/aime.md: data by SAC, phase 1 once (--updates 0), then the cells; `pip install -r requirements-dmc.txt`
+    # docs/aime.md: 1000 games of SAC, phase 1 once (--updates 0), then the cells; `pip install -r requirements-dmc.txt`
+    python dmc.py --env-id walker-walk
+    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/walk1000
+    # (walker-walkmid-expert: games 620 to 719 of that buffer and its dataset.json, copied by hand as 0.npz to 99.npz)
+    python dmc.py --env-id walker-stand --num-episodes 1000 --update-every 6 --target-entropy 0 --noise 0.5
+    python aime.py --env-id walker-stand --body walker-stand-buffer --size small --updates 0 --run-dir runs/stand1000
+    python aime.py --env-id walker-stand --body walker-stand-buffer --size small --updates 0 --model-updates 40000 --run-dir runs/stand1000long
+    python benchmark/check_body.py --body walker-stand-buffer --demonstrations walker-walk-expert --csv benchmark/results/aime_check.csv
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:" "walk1000kl: --objective kl" "walk1000rec: --objective reconstruction"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:" "walk1000iidm: --method iidm"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-stand --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-stand --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-stand-buffer --world-model runs/stand1000/world_model/checkpoint.pt" --variants "stand1000:" "stand1000mid: --demo walker-walkmid-expert"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer --world-model runs/stand1000long/world_model/checkpoint.pt" --variants "stand1000m40:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer" --variants "stand1000m40:" "stand1000mid: --demo walker-walkmid-expert"
+    python benchmark/plot.py --figure lengths --csv benchmark/results/aime_cells.csv --env-ids walker-walk --num-expert-episodes 100 --variants stand1000 stand1000m40 --out docs/lengths_walker_stand.png
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000long: --updates 15000 --eval-every 2500"
+    # running: as what is imitated, and as what the body knows; and random actions
+    python dmc.py --env-id walker-run
+    python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --run-dir runs/run1000
+    python dmc.py --env-id walker-walk --agent random --num-episodes 1000
+    python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --run-dir runs/random1000
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000/world_model/checkpoint.pt" --variants "run1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-run-buffer" --variants "run1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-random --world-model runs/random1000/world_model/checkpoint.pt" --variants "random1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-random" --variants "random1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-run --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-run --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:"
+    # other settings and another body: mdp, pictures of every tenth game, Cheetah
+    python aime.py --env-id walker-walk --body walker-walk-buffer --setting mdp --size small --updates 0 --run-dir runs/walk1000-mdp
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk1000_mdp: --setting mdp --body walker-walk-buffer --world-model runs/walk1000-mdp/world_model/checkpoint.pt"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk1000_mdp: --setting mdp --body walker-walk-buffer"
+    python benchmark/add_pictures.py --data walker-walk-buffer --every 10
+    python benchmark/add_pictures.py --data walker-walk-expert --count 50
+    python aime.py --env-id walker-walk --body walker-walk-buffer --setting visual --size small --num-expert-episodes 50 --batch-size 16 --model-updates 8000 --updates 0 --eval-episodes 0 --run-dir runs/walk-visual
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 50 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --setting visual --body walker-walk-buffer --batch-size 16 --updates 3500 --eval-every 1750 --quick-episodes 3 --eval-episodes 20" --variants "walk_visual: --world-model runs/walk-visual/world_model/checkpoint.pt"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 50 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --setting visual --body walker-walk-buffer --eval-episodes 20" --variants "walk_visual: --min-epochs 5 --max-epochs 5"
+    python dmc.py --env-id cheetah-run
+    python aime.py --env-id cheetah-run --body cheetah-run-buffer --model-kl 0.0002 --size small --updates 0 --run-dir runs/cheetah1000
+    python benchmark/run_grid.py --env-ids cheetah-run --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer --world-model runs/cheetah1000/world_model/checkpoint.pt"
+    python benchmark/run_grid.py --env-ids cheetah-run --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer"
+    python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 run1000 random1000 walk1000_mdp --out docs/cells.png
+    # docs/aime_atari.md
+    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
+    python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
+    ;;
+aime_first)
+    # docs/aime.md, what smaller buffers said; the data take the names of those above: begin with an empty data/dmc
     python dmc.py --env-id walker-stand --num-episodes 500 --update-every 5 --batch-size 128
     python dmc.py --env-id walker-walk --num-episodes 300 --update-every 1
     python aime.py --env-id walker-walk --body walker-stand-buffer --size small --updates 0
@@ -67,7 +116,15 @@ aime)
     python benchmark/run_grid.py --env-ids walker-stand --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "walkbody: --body walker-walk-buffer --world-model runs/walker/world_model-small-lpomdp-walker-walk-buffer-1/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-stand --scripts bco --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime.csv --options="--size small --threads 1" --variants "walkbody: --body walker-walk-buffer" "oracle: --method oracle --body walker-stand-buffer"
     python benchmark/plot.py --figure training --csv benchmark/results/aime.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants stand3long --out docs/training_walker_stand.png
-    # the paper's sizes of data and lengths of training; the buffers take the names of those above: move data/dmc first
+    # the demonstrator of 726: walk -> walk, two lengths of phase 2 and of cloning
+    python dmc.py --env-id walker-walk
+    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/walk1000
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:" "walk1000long: --updates 15000 --eval-every 2500"
+    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:" "oracle1000: --method oracle" "oracle1000long: --method oracle --min-epochs 100 --max-epochs 100"
+    python benchmark/plot.py --figure training --csv benchmark/results/aime_walk1000.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants walk1000 --out docs/training_walker_1000.png
+    ;;
+aime_paper)
+    # docs/aime.md, not run: the paper's data, lengths and widths
     python dmc.py --env-id walker-walk
     python dmc.py --env-id walker-stand --target-entropy 0
     python dmc.py --env-id walker-run
@@ -76,39 +133,6 @@ aime)
     python aime.py --env-id walker-walk --body walker-stand-buffer --size small --updates 0 --model-updates 100000 --run-dir runs/long-stand
     python aime.py --env-id walker-walk --body walker-run-buffer --size small --updates 0 --model-updates 100000 --run-dir runs/long-run
     python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --model-updates 100000 --run-dir runs/long-random
-    # measured at the small size: walk -> walk with these 1000 games, two lengths of phase 2 and of cloning
-    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/walk1000
-    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:" "walk1000long: --updates 15000 --eval-every 2500"
-    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_walk1000.csv --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:" "oracle1000: --method oracle" "oracle1000long: --method oracle --min-epochs 100 --max-epochs 100"
-    python benchmark/plot.py --figure training --csv benchmark/results/aime_walk1000.csv --env-ids walker-walk --scripts aime --num-expert-episodes 100 --variants walk1000 --out docs/training_walker_1000.png
-    # the cells of 1000 games, with the same buffer of walking, made on other hardware: SAC ended in a faster gait
-    # (walker-walkmid-expert: games 620 to 719 of that buffer and its dataset.json, copied by hand as 0.npz to 99.npz)
-    python dmc.py --env-id walker-stand --num-episodes 1000 --update-every 6 --target-entropy 0 --noise 0.5
-    python aime.py --env-id walker-stand --body walker-stand-buffer --size small --updates 0 --run-dir runs/stand1000
-    python aime.py --env-id walker-stand --body walker-stand-buffer --size small --updates 0 --model-updates 40000 --run-dir runs/stand1000long
-    python benchmark/check_body.py --body walker-stand-buffer --demonstrations walker-walk-expert --csv benchmark/results/aime_check.csv
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:" "walk1000kl: --objective kl" "walk1000rec: --objective reconstruction"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:" "walk1000iidm: --method iidm"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-stand --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-stand --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer" --variants "walk1000:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-stand-buffer --world-model runs/stand1000/world_model/checkpoint.pt" --variants "stand1000:" "stand1000mid: --demo walker-walkmid-expert"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer --world-model runs/stand1000long/world_model/checkpoint.pt" --variants "stand1000m40:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer" --variants "stand1000m40:" "stand1000mid: --demo walker-walkmid-expert"
-    python benchmark/plot.py --figure lengths --csv benchmark/results/aime_cells.csv --env-ids walker-walk --num-expert-episodes 100 --variants stand1000 stand1000m40 --out docs/lengths_walker_stand.png
-    # other settings and another body: mdp, pictures of every tenth game, Cheetah
-    python aime.py --env-id walker-walk --body walker-walk-buffer --setting mdp --size small --updates 0 --run-dir runs/walk1000-mdp
-    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk1000_mdp: --setting mdp --body walker-walk-buffer --world-model runs/walk1000-mdp/world_model/checkpoint.pt"
-    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "walk1000_mdp: --setting mdp --body walker-walk-buffer"
-    python benchmark/add_pictures.py --data walker-walk-buffer --every 10
-    python benchmark/add_pictures.py --data walker-walk-expert --count 50
-    python aime.py --env-id walker-walk --body walker-walk-buffer --setting visual --size small --num-expert-episodes 50 --batch-size 16 --model-updates 8000 --updates 0 --eval-episodes 0 --run-dir runs/walk-visual
-    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 50 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --setting visual --body walker-walk-buffer --batch-size 16 --updates 3500 --eval-every 1750 --quick-episodes 3 --eval-episodes 20" --variants "walk_visual: --world-model runs/walk-visual/world_model/checkpoint.pt"
-    python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 50 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --setting visual --body walker-walk-buffer --eval-episodes 20" --variants "walk_visual: --min-epochs 5 --max-epochs 5"
-    python dmc.py --env-id cheetah-run
-    python aime.py --env-id cheetah-run --body cheetah-run-buffer --model-kl 0.0002 --size small --updates 0 --run-dir runs/cheetah1000
-    python benchmark/run_grid.py --env-ids cheetah-run --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer --world-model runs/cheetah1000/world_model/checkpoint.pt"
-    python benchmark/run_grid.py --env-ids cheetah-run --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer"
-    python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 walk1000_mdp run1000 --out docs/cells.png
     # length of phase 1 and of phase 2, walk -> walk and stand -> walk; then wider (512, 128)
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/short-walk
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 100 --seeds 1 --jobs 2 --results benchmark/results/aime_long_walk.csv --out runs/grid_long_walk --options="--size small --threads 1 --updates 50000 --eval-every 2000 --body walker-walk-buffer" --variants "m15: --world-model runs/short-walk/world_model/checkpoint.pt" "m100: --world-model runs/long-walk/world_model/checkpoint.pt"
@@ -146,9 +170,6 @@ aime)
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 50 20 10 5 2 1 --seeds 1 --jobs 2 --results benchmark/results/aime_cells_long.csv --out runs/grid_cells_long --options="--size small --threads 1 --updates 50000 --eval-every 2000" --variants "walk: --body walker-walk-buffer --world-model runs/long-walk/world_model/checkpoint.pt"
     python benchmark/run_grid.py --env-ids walker-walk --scripts bco --num-expert-episodes 50 20 10 5 2 1 --seeds 1 --jobs 2 --results benchmark/results/aime_cells_long.csv --out runs/grid_cells_long --options="--size small --threads 1" --variants "walk: --body walker-walk-buffer"
     python benchmark/plot.py --figure episodes --csv benchmark/results/aime_cells_long.csv --env-ids walker-walk --variants walk --out docs/episodes_walker.png
-    # docs/aime_atari.md
-    python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
-    python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
     ;;
 cmil)
     # docs/cmil.md; `pip install -r requirements-kitchen.txt`, and a folder of recorded kitchen actions for KITCHEN_DEMOS
@@ -179,7 +200,7 @@ paper)
     python benchmark/plot.py --figure variants --size paper --env-ids BreakoutNoFrameskip-v4 --scripts ditto --num-expert-episodes 125 --variants default l2 cosine full --out docs/reward.png
     ;;
 *)
-    echo "Say which: bash benchmark/figures.sh small, aime, cmil or paper." >&2
+    echo "Say which: bash benchmark/figures.sh small, aime, aime_first, aime_paper, cmil or paper." >&2
     exit 1
     ;;
 esac
