@@ -4,9 +4,9 @@
 # ///
 """AIME: imitation from observations by action inference, maximising the evidence of demonstrations under a world model.
 
-Paper: arXiv 2312.02019 v1. A body that has learnt from its own past what its actions do can watch an expert without
-seeing the expert's actions: they are those that make what is seen likeliest under its model. Phase 1 trains that model
-on trajectories with actions, phase 2 freezes it and trains a policy by the same objective, its actions taking the place
+Paper: arXiv 2312.02019 v1. A body that has learnt from its own past what its actions do can imitate observations
+alone: it infers the actions that make them most likely under its model. Phase 1 trains that model on
+trajectories with actions, phase 2 freezes it and trains a policy by the same objective, its actions taking the place
 of the recorded ones. No rewards, no environment, and in phase 2 no actions.
 
   (1) phase 1: draw B clips of T observations o_t, and the actions a_{t-1} that led to them    `draw_clips`
@@ -14,7 +14,7 @@ of the recorded ones. No rewards, no environment, and in phase 2 no actions.
   (3) freeze the model; new policy pi(a | s), a tanh-squashed Gaussian                         `Policy`
   (4) phase 2: draw clips of the demonstrations' observations                                  `draw_clips`
   (5) a_{t-1} ~ pi(. | s_{t-1}), s_t ~ posterior given o_t; Adam step on -ELBO   Eq. 8         `imitation_loss`
-  (6) play: filter what is seen, likeliest action                                              `Policy.mode`
+  (6) play: filter what is seen, act with tanh(mean)                                           `Policy.mode`
 
     python aime.py --env-id walker-walk                    (walk -> walk; makes whatever is missing; needs dm_control)
     python aime.py --env-id walker-walk --body walker-stand-buffer,walker-random --setting mdp
@@ -24,7 +24,7 @@ Shapes: world_model.py; obs (T, B, O). prev_action[t] led to obs[t]; pi chooses 
 Differences from the paper: the model's layers are those of world_model.py; step sizes as in the authors' code (3e-4;
 paper 1e-3 on Walker); --model-kl is 1 (paper, Cheetah in lpomdp: 0.0002); no decoders of unobserved sensors beside the
 model (diagnostics only). As the authors' code: sensors on Walker train with the beta-NLL, which weights Eq. 8 by the
-decoder's deviation. The small size leaves the paper in width, batch, updates, step size (SIZES).
+decoder's deviation. The small size leaves the paper in width, batch and updates, and anneals (SIZES).
 """
 
 import sys
@@ -50,7 +50,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<body>-<N^E>-<seed>. The same
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<data>-<N^E>-<seed>. The same
     command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
@@ -69,7 +69,7 @@ class Args:
     """what is observed: lpomdp (sensors without velocities), mdp (all sensors), visual (64x64 pictures)"""
     # world model
     world_model: str = ""
-    """checkpoint of phase 1; default runs/<body>/world_model-<size>-<setting>-<data sets>-<seed>, with --run-dir
+    """checkpoint of phase 1; default runs/<walker|cheetah>/world_model-<size>-<setting>-<data>-<seed>, with --run-dir
     <run_dir>/world_model; trained now if there is none"""
     variant: Literal["auto", "rssm", "rssmo"] = "auto"
     """auto (rssm on Walker, rssmo on Cheetah, as the authors' configs), rssm or rssmo"""

@@ -48,7 +48,7 @@ class Args:
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
-    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<body>-<N^E>-<seed>. The same
+    """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<data>-<N^E>-<seed>. The same
     command resumes"""
     seed: int = 1
     """same seed, versions, device and thread count give identical losses; evaluation has its own random numbers"""
@@ -88,7 +88,7 @@ class Args:
     stack: int = 0
     """observations that the networks see; 0: 5, in mdp 1 (authors' code)"""
     patience: int = 3
-    """epochs without a better validation loss after which a stage stops, once it has had the two next ones"""
+    """epochs without a better validation loss after which a stage stops, once past min_epochs and min_updates"""
     min_epochs: int = 50
     """epochs that every stage has at least"""
     min_updates: int = 5000

@@ -4,7 +4,7 @@
 # ///
 """CMIL: imitation with a conservative world model and a little interaction; also VMAIL and cloning.
 
-Paper: arXiv 2405.13193 v1 (equation numbers are its own), its authors' "code"; VMAIL is arXiv 2107.08829 v3.
+Paper: arXiv 2405.13193 v1 (and its equation numbers); "code": its authors'. VMAIL: arXiv 2107.08829 v3.
 Continuous actions, a few demonstrations with actions, no rewards. A world model learns from the demonstrations and from
 what the policy plays; a discriminator tells the expert's state-action pairs from those of the policy in the model's
 dreams, and is the reward. Caution keeps the policy where the model knows its way: dreams on which an ensemble of priors
@@ -21,9 +21,9 @@ disagrees cost reward, and the policy is drawn to the expert's actions.
   (9) critics: Q(s, a) of imagined pairs and of real ones                     Eq. 13, 14, 15     `critic_loss`
   (10) every 100 updates copy the critics to the target critics                                  `main`
 
-    python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5       (makes whatever is missing)
+    python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5       (quick; makes what is missing)
     python cmil.py --env-id Pendulum-v1 --obs state --num-expert-episodes 5 --method no-conservatism
-    python cmil.py --env-id FrankaKitchen-v1 --num-expert-episodes 10             (needs requirements-kitchen.txt)
+    python cmil.py --env-id FrankaKitchen-v1 --num-expert-episodes 10             (first: control.py --source)
 
 Shapes as in world_model.py; N = T * B start states, K members. action[t] led to obs[t], so the pair (s_t, a_t) is
 feat[t] with action[t + 1]; in a dream action[k] is taken in feat[k], and the disagreement of pair k is feat[k + 1]'s.
@@ -66,7 +66,7 @@ class Args:
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
     """folder of recorded games; default data/<env_id>/expert (dmc.py's tasks: data/dmc/<env_id>-expert), made now if
-    missing. Their actions are played again, so that this environment draws them; Dreamer-style files keep theirs"""
+    missing (not the kitchen's). Actions are replayed, to be drawn by this renderer; Dreamer-style files are not"""
     obs: Literal["pixels", "state"] = "pixels"
     """what is observed: 64x64 pictures (paper) or the environment's own vector (a quick look)"""
     max_steps: int = 0
@@ -85,7 +85,7 @@ class Args:
     ensemble: int = 10
     """K, prior heads (vmail: 1)"""
     obs_weight: float = 0.0
-    """weight of 0.5 * squared error summed over pixels in [-0.5, 0.5], or over standardised sensors; 0: 1 and 100"""
+    """weight of 0.5 * squared error summed over pixels in [-0.5, 0.5] or sensors; 0: 1 for pixels, 100 for state"""
     # actor and critic
     env_steps: int = 200_000
     """steps played in the environment, without the demonstrations' (bc: none)"""
@@ -138,11 +138,11 @@ class Args:
     pretrain: int = 1000
     """updates on the demonstrations alone, before anything is played (cmil)"""
     seed_steps: int = 5000
-    """steps played before the first update after those"""
+    """steps played after pretraining, before further updates"""
     train_every: int = 5
     """environment steps between updates"""
     train_updates: int = 2
-    """updates then"""
+    """updates each time"""
 
 
 SMALL = dict(depth=16, picture=32, deter=128, stoch=32, hidden=128, ensemble=5, env_steps=12_000, batch_size=8,

@@ -51,7 +51,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model

@@ -8,7 +8,7 @@ Paper: DITTO, arXiv 2302.03086 v2 (equation numbers are v2's), its adversarial b
 As DITTO, but the reward is learned: how much a discriminator takes the agent's imagined latents for the expert's.
 
   (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `ExpertWindows`
-  (2) draw B start states s_0 = s_n^E whose next H steps lie in the same episode   Alg. 1       `ExpertWindows`
+  (2) draw N start states s_0 = s_n^E whose next H steps lie in the same episode   Alg. 1       `ExpertWindows`
   (3) imagine H steps: a_t ~ pi(a | s_t), s_{t+1} ~ prior                          Eq. 10       `agent_loss`
   (4) reward each transition by how much the discriminator takes it for expert     Eq. 3        `adversarial_reward`
   (5) lambda-returns V_t with the target critic                                    Eq. 14       `lambda_return`
@@ -60,7 +60,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model

@@ -9,7 +9,7 @@ Encode expert episodes into the latent space of a frozen world model, start the 
 was in, and reward it for staying close to the expert's latents. No environment, no rewards, no adversary.
 
   (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `ExpertWindows`
-  (2) draw B start states s_0 = s_n^E whose next H steps lie in the same episode   Alg. 1       `ExpertWindows`
+  (2) draw N start states s_0 = s_n^E whose next H steps lie in the same episode   Alg. 1       `ExpertWindows`
   (3) imagine H steps: a_t ~ pi(a | s_t), s_{t+1} ~ prior                          Eq. 10       `agent_loss`
   (4) reward each s_{t+1} by its closeness to the expert's at the same time-step   Eq. 8        `intrinsic_reward`
   (5) lambda-returns V_t with the target critic                                    Eq. 14       `lambda_return`
@@ -60,7 +60,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else pretrained/<env_id>/expert, else collected now"""
+    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model

@@ -72,7 +72,7 @@ gym.register_envs(ale_py)
 class Args:
     # run
     env_id: str = "BreakoutNoFrameskip-v4"
-    """environment id; only used to find the data and to name the run"""
+    """environment id; data of another environment are refused"""
     size: str = "auto"
     """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
