@@ -54,7 +54,7 @@ aime)
     python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer" --variants "stand1000m40:" "stand1000mid: --demo walker-walkmid-expert"
     python benchmark/plot.py --figure lengths --csv benchmark/results/aime_cells.csv --env-ids walker-walk --num-expert-episodes 100 --variants stand1000 stand1000m40 --out docs/lengths_walker_stand.png
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000u10: --updates 10000 --eval-every 2000"
-    # running: as what is imitated, and as what the body knows; and random actions
+    # running: as what is imitated, and as what the body knows; and random actions (not run)
     python dmc.py --env-id walker-run
     python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --run-dir runs/run1000
     python dmc.py --env-id walker-walk --agent random --num-episodes 1000
@@ -78,7 +78,7 @@ aime)
     python aime.py --env-id cheetah-run --body cheetah-run-buffer --model-kl 0.0002 --size small --updates 0 --run-dir runs/cheetah1000
     python benchmark/run_grid.py --env-ids cheetah-run --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer --world-model runs/cheetah1000/world_model/checkpoint.pt"
     python benchmark/run_grid.py --env-ids cheetah-run --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer"
-    python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 run1000 random1000 walk1000_mdp --out docs/cells.png
+    python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 run1000 walk1000_mdp --out docs/cells.png
     # docs/aime_atari.md
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
     python benchmark/plot.py --figure training --csv benchmark/results/aime_atari.csv --num-expert-episodes 30 --out docs/training_aime_Pong.png
