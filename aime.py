@@ -245,7 +245,7 @@ def action_error(model, policy, demos: Trajectories, withheld: Tensor | None, ro
     """
     if withheld is None:
         return {}
-    obs, true = demos.obs[rows.to(demos.obs.device)], withheld[rows.to(withheld.device)]
+    obs, true = demos.rows(rows)[0], withheld[rows.to(withheld.device)]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         _, _, action = imitation_loss(model, policy, obs, idm=idm)
@@ -350,12 +350,11 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
     run = Run(run_dir, args, parts, facts, free=vars(args).keys() - fixed)
 
     def loss():
-        clip = draw_clips(rows, args.batch_size, args.batch_length, rng).to(device)  # (1) (T, B)
-        obs, prev_action = data.obs[clip], data.prev_action[clip]
+        obs, prev_action, _ = data.rows(draw_clips(rows, args.batch_size, args.batch_length, rng))  # (1) (T, B, ...)
         return body_loss(model, obs, prev_action, balance, free_nats, args.model_kl, parts.get("idm"))  # (2)
 
     print(f"phase 1: {len(data.starts) - 1} trajectories of {', '.join(folders)}, {run.file}")
-    optimise(run, parameters, loss, args.model_updates)
+    optimise(run, parameters, loss, args.model_updates, lambda step: {} if sensors else run.draw(model, data) or {})
     run.writer.close()
     return run.file
 
@@ -398,8 +397,8 @@ def main(args: Args) -> dict:
     probe = draw_clips(rows, 64, args.batch_length, torch.Generator().manual_seed(0))
 
     def loss():
-        clip = draw_clips(rows, args.batch_size, args.batch_length, rng).to(device)  # (4) (T, B)
-        return imitation_loss(model, policy, demos.obs[clip], args.objective, args.imitation_kl, idm)[:2]  # (5)
+        obs, *_ = demos.rows(draw_clips(rows, args.batch_size, args.batch_length, rng))  # (4) (T, B, ...)
+        return imitation_loss(model, policy, obs, args.objective, args.imitation_kl, idm)[:2]  # (5)
 
     def validate(step: int) -> dict[str, float]:
         fresh = action_error(model, policy, demos, withheld, probe, idm)

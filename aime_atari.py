@@ -366,7 +366,7 @@ def main(args: Args) -> dict:
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer, "streams": streams}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    run.draw(model, held_out, held_windows.feat, held_out.starts)
+    run.draw(model, held_out)
 
     def update() -> dict[str, Tensor]:
         batch, state = streams.next(), streams.state  # (2)

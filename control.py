@@ -24,13 +24,13 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import gymnasium as gym
 import numpy as np
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
 from dmc import DMC, TASKS
@@ -370,22 +370,16 @@ class Interaction:
 @torch.no_grad()
 def foresight(run, model, probe: list[Tensor], horizon: int) -> dict[str, float]:
     """The members' disagreement H steps ahead under the expert's actions, in slices (obs, action, is_first) of
-    demonstrations; of pictures also a strip: truth, posterior, dream from the first frame, its error. The torch random
-    state is restored."""
+    demonstrations; of pictures also `Run.draw`. The torch random state is restored."""
     obs, action, is_first = probe
     with torch.random.fork_rng([obs.device] * (obs.device.type != "cpu"), device_type=obs.device.type):
         deter, stoch, _, _ = model.encode(obs, action, is_first)
         feat, n = torch.cat([deter, stoch], -1), max(1, len(obs) - horizon)  # (T, B, F), starts
         act = lambda _, t: action[t + 1 : t + 1 + n].flatten(0, 1)  # noqa: E731
         _, _, spread = model.dream(act, feat[:n].flatten(0, 1), min(horizon, len(obs) - 1))
-        dream, _, _ = model.dream(lambda _, t: action[t + 1, :1], feat[0, :1], len(obs) - 1)  # (T, 1, F)
     if not model.sensors:
-        pictures = (model.preprocess(obs[:, 0]), model.decode(feat[:, 0]), model.decode(dream[:, 0]))
-        truth, posterior, drawn = (model.to_pixels(picture)[:: max(1, len(obs) // 8)] for picture in pictures)
-        panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, side, side, 3)
-        panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
-        Image.fromarray(panel).resize((3 * panel.shape[1], 3 * panel.shape[0]), 0).save(run.folder / "dream.png")
-        run.writer.add_image("world_model/truth_posterior_dream_error", panel, run.step, dataformats="HWC")
+        rows = lambda index: (obs[index, 0], action[index, 0], is_first[index, 0])  # noqa: E731
+        run.draw(model, SimpleNamespace(starts=[0, len(obs)], rows=rows))
     return {"expert/disagreement": spread.mean().item()}
 
 

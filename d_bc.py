@@ -312,7 +312,7 @@ def main(args: Args) -> dict:
     optimizer = torch.optim.Adam(actor.parameters(), lr=args.learning_rate, fused=True)
     parts = {"actor": actor, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    run.draw(model, held_out, held_windows.feat, held_out.starts)
+    run.draw(model, held_out)
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         feat, action = windows.feat[rows[:-1]], windows.data.prev_action[rows[1:]]  # (H, N, F), (H, N, A)

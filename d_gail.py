@@ -405,7 +405,7 @@ def main(args: Args) -> dict:
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "rng": rng}
     parts |= {"discriminator": discriminator}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    run.draw(model, held_out, held_windows.feat, held_out.starts)
+    run.draw(model, held_out)
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         expert = windows.feat[rows], windows.data.prev_action[rows[1:]]  # (H + 1, N, F), (H, N, A)

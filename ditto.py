@@ -377,7 +377,7 @@ def main(args: Args) -> dict:
     eta = torch.tensor(args.entropy, device=device)  # a tensor, so that a recorded CUDA graph sees it change
     parts = {"actor": actor, "critic": critic, "target": target, "optimizer": optimizer, "rng": rng}
     run = Run(run_dir, args, parts, {"world_model": model.digest(), "dataset": data.digest()}, marks)
-    run.draw(model, held_out, held_windows.feat, held_out.starts)
+    run.draw(model, held_out)
 
     def update(rows: Tensor) -> dict[str, Tensor]:
         loss, metrics = agent_loss(args, model, actor, critic, target, eta, windows.feat[rows])  # (3) to (7)

@@ -228,6 +228,11 @@ class Trajectories:
         self.prev_action = torch.from_numpy(np.concatenate(prev_action)).to(device) if actions else None
         self.starts = torch.tensor(self.starts)  # (trajectories + 1,)
 
+    def rows(self, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, None]:
+        """Observations and prev_action at row numbers `index` (T, B), and no is_first: a clip crosses no end."""
+        index = index.to(self.obs.device)
+        return self.obs[index], None if self.prev_action is None else self.prev_action[index], None
+
     def digest(self) -> str:
         """A number that tells whether two runs had the same trajectories; of pictures a few rows are compared."""
         parts = self.starts, self.obs[:: 101 if self.obs.ndim > 2 else 1], self.prev_action

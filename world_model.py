@@ -392,9 +392,8 @@ class Episodes:
             held = {f for f in files if f.name.startswith("val_")} or held
             files = [f for f in files if (f in held) == (split == "val")]
             if not files:
-                few = f"{folder} has one episode only, which is held out: let import_data.py divide it, or add another."
-                none = f"No {split} episodes in {folder}: make them with collect_data.py, or name another folder."
-                sys.exit(few if held else none)
+                sys.exit(f"{folder} has no {split} episode (every tenth, or the last one, is held out): collect more, "
+                         "let import_data.py divide one, or name another folder.")  # fmt: skip
             for file in files[: limit or None]:
                 image, prev_action = self.read(file, meta, actions)
                 images.append(image if shown is None else shown(torch.from_numpy(image)).numpy())
@@ -900,9 +899,8 @@ def claim(folder: str | Path, make: bool = True, room: int = 10**6) -> None:
 
 
 def home(root: str, env_id: str) -> Path:
-    """Folder of an environment in `root`, spelt as every file system takes it; older ones have the id as it is."""
-    old, new = Path(root) / env_id, Path(root) / re.sub(r"[^\w.-]", "_", env_id)
-    return old if old.exists() and not new.exists() else new
+    """Folder of an environment in `root`, spelt as every file system takes it."""
+    return Path(root) / re.sub(r"[^\w.-]", "_", env_id)
 
 
 def run_folder(args, name: str) -> Path:
@@ -963,7 +961,6 @@ def start(args) -> torch.device:
     if hasattr(args, "cudagraphs"):
         args.cudagraphs &= cuda and "RANK" not in os.environ  # gradients of several processes are not recorded
     args.threads and torch.set_num_threads(args.threads)
-    os.environ.setdefault("COMMAND_BEGAN", str(time.time()))  # the stages that this command makes inherit it
     torch.set_flush_denormal(True)  # CPU arithmetic on denormal numbers (tiny probabilities) is many times slower
     torch.manual_seed(args.seed)
     if cuda:
@@ -1031,8 +1028,7 @@ class Run:
         flag = lambda k: f"--{'no-' * (kept[k] is False)}{k.replace('_', '-')}"  # noqa: E731
         other = [flag(k) + f" {kept[k]}" * (type(kept[k]) is not bool) for k in wrong]
         other += [f"{saved.get('script', 'an older version')}.py"] if saved.get("script") != self.script else []
-        facts = {"dataset": self.facts.get("dataset")} | saved  # older world models do not say which
-        other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if facts.get(k) != v]
+        other += [f"another {k.replace('_', ' ')}" for k, v in self.facts.items() if saved.get(k) != v]
         other += ["another number of processes"] if len(saved.get("ranks", ())) != self.world else []
         if other:
             wrong = f"{self.file} was made with {', '.join(other)}"
@@ -1084,11 +1080,6 @@ class Run:
             self.step += 1
             yield self.step
             self.bar.update()
-            if self.step == self.first + 100 and self.rank == 0:
-                left = (time.time() - self.resumed) / 100 * (updates - self.step)
-                whole = time.time() + left - float(os.environ.get("COMMAND_BEGAN", self.resumed))
-                self.bar.write(f"{self.script}: about {left / 60:.0f} min to go; with the stages before it, the "
-                               f"command will then have taken {whole / 60:.0f} min")  # fmt: skip
         self.bar.close()
 
     def set_rate(self) -> None:
@@ -1130,11 +1121,9 @@ class Run:
         texts = (f"{name.split('/')[1]} {self.report[name]:.4g}" for name in shown if name in self.report)
         self.bar.set_description_str("  ".join(texts), refresh=False)
 
-    def play(self, games: Games, act, episodes: int, seed: int, name: str, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Play games after update `step`, a row each in the file `name`: returns (n,), frames of one (t, 64, 64, C).
-
-        The torch random state is restored, so playing more often does not change the training.
-        """
+    def play(self, games: Games, act, episodes: int, seed: int, name: str, step: int) -> tuple[np.ndarray, dict]:
+        """Play games after update `step`, a row each in the file `name`: returns (n,), and the first game. The torch
+        random state is restored: playing more often does not change the training."""
         bar = progress(episodes, "{n}/{total} games, {remaining} left", disable=name == "episodes.csv")
         with self.own_noise():
             torch.manual_seed(seed)
@@ -1144,28 +1133,41 @@ class Run:
         with open(self.folder / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
             csv.writer(out).writerows([step, game["seed"], game["return"], game["length"]] for game in played)
-        return np.array([game["return"] for game in played]), played[0]["observations"][:2000]
+        return np.array([game["return"] for game in played]), played[0]
 
     def own_noise(self):
         """A context after which the torch random state is as it was before, so that the training goes on the same."""
         return torch.random.fork_rng([self.device] * len(self.noise), device_type=self.device.type)
 
     @torch.no_grad()
-    def draw(self, model, data: Episodes, feat: Tensor, starts: Tensor) -> None:
-        """Log what the model foresees of data with features feat (rows, F), and write it to dream.png."""
-        horizon, steps = min(15, int(starts.diff().max()) - 1), torch.arange(0, 16, 3)
-        rows = window_starts(starts, horizon + 1)
-        target = rows[len(rows) // 2] + steps[steps <= horizon]  # (steps,)
+    def draw(self, model, data) -> None:
+        """Log what the model foresees of data's first game (`starts`, `rows` as in `Episodes`) after 100 frames, and
+        write it to dream.png: rows truth, posterior, open loop, error; columns 0, 3, 6, ... steps ahead."""
+        game = torch.arange(min(116, int(data.starts[1])))[:, None]
         with self.own_noise():
-            dream = model.imagine(lambda _, t: data.prev_action[target[:1] + t + 1], feat[target[:1]], horizon)[0]
-        drawn = (model.preprocess(data.pictures(target)), model.decode(feat[target]), model.decode(dream[::3, 0]))
-        truth, posterior, drawn = map(model.to_pixels, drawn)
-        # rows: truth, posterior, open loop, error; columns: 0, 3, 6, ... steps ahead of one start
+            image, prev_action, is_first = data.rows(game)  # (T, 1, ...)
+            deter, stoch, *_ = model.encode(image, prev_action, is_first)
+            feat, image, ahead = torch.cat([deter, stoch], -1)[-16:], image[-16:], prev_action[-15:]  # (16, 1, F)
+            dream, _ = model.imagine(lambda _, t: ahead[t], feat[0], len(feat) - 1)  # (16, 1, F)
+        drawn = model.preprocess(image), model.decode(feat), model.decode(dream)
+        truth, posterior, drawn = (model.to_pixels(pictures)[::3, 0] for pictures in drawn)
         panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, 64, 64, C)
         panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
         self.writer.add_image("world_model/truth_posterior_dream_error", panel, self.step, dataformats="HWC")
         picture, scale = Image.fromarray(panel.squeeze()), 512 // len(panel)
         picture.resize((scale * picture.width, scale * picture.height), 0).save(self.folder / "dream.png")
+
+    def film(self, games: Games, game: dict) -> None:
+        """Write a game that was played to agent.gif: what was seen, or, of sensors, the same game again and drawn."""
+        frames = game["observations"][:2000]
+        try:
+            if frames.dtype != np.uint8:
+                (env := games.envs.envs[0]).reset(seed=game["seed"])
+                frames = [env.render(), *((env.step(action), env.render())[1] for action in game["actions"])]
+            pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), Image.Resampling.BOX) for frame in frames]
+        except (Exception, SystemExit) as reason:  # each renderer has exceptions of its own
+            return print(f"no agent.gif: {str(reason) or type(reason).__name__}")
+        pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
 
     def validate(self, games, act) -> dict[str, float]:
         """Play --quick-episodes games, and remember the best mean return: what is logged of them. Offline: nothing."""
@@ -1188,14 +1190,14 @@ class Run:
         With --eval-consecutive K it plays again after each of K - 1 further updates, another(). Without --eval-episodes
         nothing is played.
         """
-        only, n, clip, result = self.args.eval_only, self.args.eval_episodes, None, self.folder / "result.json"
+        only, n, result = self.args.eval_only, self.args.eval_episodes, self.folder / "result.json"
         returns, kind = np.zeros((getattr(self.args, "eval_consecutive", 1), n)), "eval_only" if only else "final"
         (self.folder / f"{kind}_episodes.csv").unlink(missing_ok=True)
         print(f"final evaluation: {returns.size} whole games, played by the policy of update {self.step}", flush=True)
         for k in range(len(returns) if n else 0):
             if k:
                 another()
-            returns[k], clip = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
+            returns[k], game = self.play(games(n), policy(), n, 1000, f"{kind}_episodes.csv", self.step + k)
         if n and not only and not (result.exists() and f'"step": {self.step},' in result.read_text()):  # only once
             self.writer.close(), [row.unlink() for row in self.folder.glob(f"events.*.final{self.step}")]  # of a kill
             self.writer = SummaryWriter(self.folder, filename_suffix=f".final{self.step}")
@@ -1210,9 +1212,7 @@ class Run:
         strict = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in everything.items()}
         result = self.folder / "eval_only.json" if only else result
         write(result, lambda file: file.write(json.dumps(strict, indent=1).encode()))  # JSON has no NaN
-        if clip is not None and clip.dtype == np.uint8:  # three times the size
-            pictures = [Image.fromarray(frame.squeeze()).resize((192, 192), 0) for frame in clip]
-            pictures[0].save(self.folder / "agent.gif", save_all=True, append_images=pictures[1:], duration=66, loop=0)
+        n and self.film(games(1), game)
         print(f"\n{self.args.env_id}, {returns.size} games, {self.args.size} size, {self.step} updates")
         if n:
             error = returns.mean(0).std() / max(n - 1, 1) ** 0.5  # over games, each K times the same
@@ -1294,7 +1294,7 @@ def model_config(args: Args, channels: int, action_size: int) -> dict:
 
 @torch.no_grad()
 def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int = 2, count: int = 128):
-    """Errors on held-out episodes, open loop with the true actions from `count` states; their features and starts.
+    """Errors on held-out episodes, open loop with the true actions from `count` states.
 
     Moving error, 1, 5, 10 and 15 steps ahead: squared error where things move (pixels that leave the median picture of
     the 21 frames around the target at any of them), as a share of that median picture's own: 0 perfect, 1 what moves is
@@ -1328,7 +1328,7 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
         if step in (1, 15):
             metrics[f"open_loop_error_{step}"] = share(drawn, target)
     metrics["copy_error_15"] = share(picture(first), first + horizon)
-    return {f"world_model/{name}": value for name, value in metrics.items()}, feat, starts
+    return {f"world_model/{name}": value for name, value in metrics.items()}
 
 
 def main(args: Args) -> dict:
@@ -1378,8 +1378,8 @@ def main(args: Args) -> dict:
         metrics, streams.state = update(*streams.next(), *streams.state)
         if run.due(args.eval_every) and rank == 0:
             with run.own_noise():
-                errors, *encoded = validate(model, held_out)  # must not change the training noise
-            run.draw(model, held_out, *encoded)
+                errors = validate(model, held_out)  # must not change the training noise
+            run.draw(model, held_out)
             metrics = metrics | errors
             run.bar.write("  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in errors.items()))
         if run.due(args.eval_every) or run.due(args.log_every):

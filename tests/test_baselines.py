@@ -632,7 +632,8 @@ def test_an_update_reads_no_tensor_and_needs_few_operations(module, most, record
             args = debug_args(module, recorded, trained, tmp_path / str(updates), **changes)
         torch.manual_seed(0)
         with Operations() as operations:
-            module.Run.play, played = lambda *a: (np.zeros(1), np.zeros(1)), module.Run.play
+            game = {"observations": np.zeros((1, 64, 64, 1), np.uint8)}
+            module.Run.play, played = lambda *a: (np.zeros(1), game), module.Run.play
             try:
                 module.main(args)
             finally:

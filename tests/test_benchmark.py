@@ -205,8 +205,6 @@ def test_folders_of_cells_are_spelt_as_the_scripts_spell_theirs(repository):
 
     new = "ALE_Pong-v5", "pkg_Env-v0"
     assert folders() == [f"runs/grid/{name}/{cell}" for cell in ("stub-small-30-1", "prepare") for name in new]
-    (repository / "runs/grid/ALE/Pong-v5").mkdir(parents=True)  # of an earlier version
-    assert folders()[::2] == [f"runs/grid/ALE/Pong-v5/{cell}" for cell in ("stub-small-30-1", "prepare")]
     args.out = str(repository / "elsewhere")
     assert folders()[1] == f"{args.out}/pkg_Env-v0/stub-small-30-1"
 

@@ -496,8 +496,9 @@ def test_eval_only_repeats_the_final_evaluation(recorded, trained, run, tmp_path
 def test_collapse_is_named(recorded, trained, run, tmp_path, monkeypatch, capsys, best, final, collapsed):
     saved = torch.load(run[0] / "checkpoint.pt", weights_only=True)
     torch.save(saved | {"best": best}, tmp_path / "checkpoint.pt")
-    returns, clip, read = np.array([final - 1, final + 1]), np.zeros((1, 64, 64, 1), np.uint8), ditto.read_dataset
-    monkeypatch.setattr(world_model.Run, "play", lambda *rest: (returns, clip))
+    returns, read = np.array([final - 1, final + 1]), ditto.read_dataset
+    game = {"observations": np.zeros((1, 64, 64, 1), np.uint8)}
+    monkeypatch.setattr(world_model.Run, "play", lambda *rest: (returns, game))
     marks = {"expert": 12.0, "random": 2.0, "shuffled": 3.0}
     monkeypatch.setattr(ditto, "read_dataset", lambda *rest: (*read(*rest)[:2], marks))
     result = ditto.main(debug_args(recorded, trained, tmp_path, eval_only=True))

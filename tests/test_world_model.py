@@ -553,7 +553,7 @@ def test_moving_error_by_hand(tmp_path, drawn, error):
     for name in ("train_00000", "val_00000"):
         tiny.write_episode(tmp_path / f"{name}.npz", frames, np.zeros(39, int))
     (tmp_path / "dataset.json").write_text(json.dumps({"num_actions": 3}))
-    metrics, *_ = world_model.validate(Slider(drawn), Episodes([str(tmp_path)], "val"))
+    metrics = world_model.validate(Slider(drawn), Episodes([str(tmp_path)], "val"))
     for step in (1, 5, 10, 15):
         assert metrics[f"world_model/moving_error_{step}"] == pytest.approx(error, abs=1e-6)
 
@@ -761,19 +761,6 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
     assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\n10,1,2.0,3\r\n"
     log = {key: value for key, value in read_log(tmp_path).items() if not key[1].startswith("charts/")}
     assert log == {(5, "a"): 5, (5, "b"): 2, (10, "a"): 10, (10, "b"): 2}
-
-
-def test_after_a_hundred_updates_a_stage_tells_how_long_it_and_the_command_take(tmp_path, capsys, monkeypatch):
-    now, args = [5000.0], Args(device="cpu", updates=400, run_dir=str(tmp_path))
-    monkeypatch.setenv("COMMAND_BEGAN", "1400")  # an hour before this stage began
-    monkeypatch.setattr(world_model.time, "time", lambda: now[0])
-    run = Run(tmp_path, args, {})
-    for _ in run.steps(400):
-        now[0] += 6.0
-    run.writer.close()
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "to go" in line]
-    assert line == ("world_model: about 30 min to go; with the stages before it, the command will then have taken "
-                    "100 min")  # 100 of 400 updates took 10 minutes  # fmt: skip
 
 
 def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):

@@ -21,10 +21,11 @@ class FakeDMC(gym.Env):
             self.observation_space = gym.spaces.Box(0, 255, (64, 64, 3), np.uint8)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (6,), np.float32)
 
+    def render(self) -> np.ndarray:
+        return np.full((64, 64, 3), np.clip(128 + 40 * self.place, 0, 255), np.uint8)
+
     def observe(self) -> np.ndarray:
-        if "image" in self.keys:
-            return np.full((64, 64, 3), np.clip(128 + 40 * self.place, 0, 255), np.uint8)
-        return np.full(sum(self.keys.values()), self.place, np.float32)
+        return self.render() if "image" in self.keys else np.full(sum(self.keys.values()), self.place, np.float32)
 
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         self.place, self.steps = np.random.default_rng(seed).uniform(-0.1, 0.1), 0
