@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dmc import DMC, Trajectories, observed, random_returns, recorded_actions, recordings
+from dmc import DMC, Trajectories, draw, observed, random_returns, recorded_actions, recordings
 from world_model import (Games, Run, WorldModel, command, kl_gaussian, load, load_world_model, make, parse_args, player,
                          run_folder, start, window_starts)  # fmt: skip
 
@@ -354,7 +354,7 @@ def train_world_model(args: Args, folders: list[str], keys: dict[str, int], run_
         return body_loss(model, obs, prev_action, balance, free_nats, args.model_kl, parts.get("idm"))  # (2)
 
     print(f"phase 1: {len(data.starts) - 1} trajectories of {', '.join(folders)}, {run.file}")
-    optimise(run, parameters, loss, args.model_updates, lambda step: {} if sensors else run.draw(model, data) or {})
+    optimise(run, parameters, loss, args.model_updates, lambda step: draw(run, model, data, args))
     run.writer.close()
     return run.file
 

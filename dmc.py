@@ -22,6 +22,7 @@ games in the order in which SAC played them, with sampled actions, the first 5 a
 afterwards by its mean action.
 """
 
+import contextlib
 import ctypes.util
 import dataclasses
 import hashlib
@@ -170,12 +171,26 @@ class DMC(gym.Env):
         joint, sign, full = CUSTOM[self.env_id]
         return float(np.clip(sign * velocity[joint] / full, 0.0, 1.0))
 
-    def render(self) -> np.ndarray:
-        """Picture (64, 64, 3) uint8 of camera 0."""
+    def render(self, side: int = 64) -> np.ndarray:
+        """Picture (side, side, 3) uint8 of camera 0."""
         try:
-            return self.task.physics.render(64, 64, camera_id=0)
+            return self.task.physics.render(side, side, camera_id=0)
         except Exception as error:  # each renderer has exceptions of its own
             sys.exit(f"No picture can be rendered ({error}): install libegl1 and libgl1, or libosmesa6.")
+
+    def draw(self, obs: torch.Tensor, side: int = 64) -> torch.Tensor:
+        """Pictures (T, side, side, 3) of sensors obs (T, O), which hold every angle; the body stays where it is."""
+        pictures, ends = [], np.cumsum([self.keys[name] for name in self.keys])
+        for row in obs.cpu().numpy():
+            sensors, qpos = dict(zip(self.keys, np.split(row, ends))), self.task.physics.data.qpos
+            if "position" in sensors:  # Cheetah
+                qpos[1:] = sensors["position"]
+            else:  # cosine and sine of torso, then thigh, leg and foot, right and left; joints turn against them
+                angle = np.arctan2(sensors["orientations"][1::2], sensors["orientations"][::2])
+                qpos[:] = [sensors["height"][0] - 1.3, 0, angle[0], *(angle[[0, 1, 2, 0, 4, 5]] - angle[1:])]
+            self.task.physics.forward()
+            pictures.append(self.render(side))
+        return torch.from_numpy(np.stack(pictures)).float()
 
 
 def recordings(folder: str | Path) -> list[Path]:
@@ -237,6 +252,13 @@ class Trajectories:
         """A number that tells whether two runs had the same trajectories; of pictures a few rows are compared."""
         parts = self.starts, self.obs[:: 101 if self.obs.ndim > 2 else 1], self.prev_action
         return hashlib.sha256(b"".join(part.cpu().numpy().tobytes() for part in parts if part is not None)).hexdigest()
+
+
+def draw(run, model, data: Trajectories, args) -> dict:
+    """`Run.draw` of a body, its sensors as pictures too, if there is a renderer; nothing else to log."""
+    with contextlib.suppress(SystemExit):
+        run.draw(model, data, None if args.setting == "visual" else DMC(args.env_id, args.setting).draw)
+    return {}
 
 
 class Recorder(gym.Wrapper):

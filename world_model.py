@@ -1140,7 +1140,7 @@ class Run:
         return torch.random.fork_rng([self.device] * len(self.noise), device_type=self.device.type)
 
     @torch.no_grad()
-    def draw(self, model, data) -> None:
+    def draw(self, model, data, to_pixels=None) -> None:
         """Log what the model foresees of data's first game (`starts`, `rows` as in `Episodes`) after 100 frames, and
         write it to dream.png: rows truth, posterior, open loop, error; columns 0, 3, 6, ... steps ahead."""
         game = torch.arange(min(116, int(data.starts[1])))[:, None]
@@ -1150,7 +1150,7 @@ class Run:
             feat, image, ahead = torch.cat([deter, stoch], -1)[-16:], image[-16:], prev_action[-15:]  # (16, 1, F)
             dream, _ = model.imagine(lambda _, t: ahead[t], feat[0], len(feat) - 1)  # (16, 1, F)
         drawn = model.preprocess(image), model.decode(feat), model.decode(dream)
-        truth, posterior, drawn = (model.to_pixels(pictures)[::3, 0] for pictures in drawn)
+        truth, posterior, drawn = map(to_pixels or model.to_pixels, (part[::3, 0] for part in drawn))
         panel = torch.stack([truth, posterior, drawn, (drawn - truth).abs()])  # (4, steps, 64, 64, C)
         panel = panel.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(1, 2).byte().cpu().numpy()
         self.writer.add_image("world_model/truth_posterior_dream_error", panel, self.step, dataformats="HWC")

@@ -7,8 +7,8 @@
     python benchmark/clip.py --run-dir runs/PongNoFrameskip-v4/ditto-small-30-1 --out docs/agent_and_dream.gif
 
 Left the game; right the dream, which starts in the model's state every `horizon` steps, is then shown no picture any
-more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py, d_bc.py, and for
-aime.py --setting visual.
+more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py, d_bc.py and aime.py,
+whose sensors are drawn as the pose that they say, with a demonstration left of the game.
 """
 
 import json
@@ -24,6 +24,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from aime import Policy, games_of  # noqa: E402
 from ditto import Actor  # noqa: E402
+from dmc import Trajectories  # noqa: E402
 from world_model import Games, load, load_world_model, play, player, read_meta  # noqa: E402
 
 
@@ -67,14 +68,22 @@ def main(args: Args) -> Path:
     prev_action = torch.cat([torch.zeros_like(action[:1]), action])[:, None]  # (T + 1, 1, A)
     is_first = torch.arange(len(image))[:, None] == 0
     deter, stoch, *_ = model.encode(image, prev_action, is_first)
-    seen, dream, state = model.to_pixels(model.preprocess(image))[:, 0], [], model.initial(1)
+    dream, state = [], model.initial(1)
     for t in range(len(image)):
         state = (deter[t], stoch[t]) if t % args.horizon == 0 else model.imagine_step(state, prev_action[t])
-        picture = model.to_pixels(model.decode(torch.cat(state, -1)))[0]
+        dream.append(model.decode(torch.cat(state, -1)))
+    parts, shown, scale = [model.preprocess(image)[:, 0], torch.cat(dream)], model.to_pixels, 4
+    if model.sensors:
+        body, scale = games.envs.envs[0], 1
+        demonstration = Trajectories([result["demonstrations"]], body.keys, 1, actions=False).obs
+        parts, shown = [demonstration[: len(image)], *parts], lambda obs: body.draw(obs, 160)
+    parts = [shown(part[args.skip :]) for part in parts]
+    for t, picture in enumerate(parts[-1], args.skip):
         picture[-2:, : len(picture) * (t % args.horizon + 1) // args.horizon] = 255
-        dream.append(picture)
-    both = torch.cat([seen, torch.full_like(seen[:, :, :2], 255), torch.stack(dream)], 2)[args.skip :].byte().numpy()
-    frames = [Image.fromarray(frame.squeeze()).resize((520, 256), 0) for frame in both]
+    gap = torch.full_like(parts[0][:, :, :2], 255)
+    film = torch.cat([part for k, panel in enumerate(parts) for part in [gap] * (k > 0) + [panel]], 2).byte().numpy()
+    size = scale * film.shape[2], scale * film.shape[1]
+    frames = [Image.fromarray(frame.squeeze()).resize(size, 0).quantize(128, dither=0) for frame in film]
     frames[0].save(args.out, save_all=True, append_images=frames[1:], duration=66, loop=0)
     return Path(args.out)
 

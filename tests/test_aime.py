@@ -14,6 +14,7 @@ from tiny import assert_one_sentence, interrupt, read_log, same_tensors
 from tiny_dmc import STEPS, FakeDMC, rewrite, write_trajectories, write_vd4rl
 
 import aime
+import dmc
 import world_model
 from aime import Args, Policy, action_error, body_loss, clip_evidence, draw_clips, imitation_loss
 from dmc import Trajectories
@@ -383,6 +384,7 @@ def test_the_known_actions_of_a_line_are_recovered(objective):
 def data(tmp_path, monkeypatch):
     """Folder of a body's trajectories and of demonstrations; dm_control is replaced by a fake."""
     monkeypatch.setattr(aime, "DMC", FakeDMC)
+    monkeypatch.setattr(dmc, "DMC", FakeDMC)
     monkeypatch.chdir(tmp_path)
     for body, task in (("walker", "walk"), ("cheetah", "flip")):
         write_trajectories(tmp_path / "data" / f"{body}-random", 4, 1, body=body)
@@ -413,7 +415,9 @@ def test_run_of_every_setting(data, env_id, setting):
     saved = json.loads((run / "result.json").read_text())
     assert len(saved["returns"]) == 2 and saved["step"] == steps and saved["random_return"] == pytest.approx(0.1)
     assert {"episodes.csv", "final_episodes.csv", "checkpoint.pt", "agent.gif"} <= {p.name for p in run.iterdir()}
-    assert (model / "dream.png").exists() == (setting == "visual")
+    with np.load(data / f"{env_id.split('-')[0]}-random" / "0.npz") as npz, Image.open(model / "dream.png") as dream:
+        first = np.asarray(dream)[:128, :128]  # the truth, as the fake body is drawn; other rows: the model's
+        assert dream.size == (5 * 128, 512) and np.abs(first - float(npz["image"][0].mean())).max() <= 1
     assert result["percent_of_expert"] == pytest.approx(100 * result["eval/return_mean"] / result["expert_return"])
     loaded = world_model.load_world_model(model / "checkpoint.pt")
     learned = env_id.startswith("walker") and setting != "visual"
@@ -435,12 +439,13 @@ def test_the_gif_shows_the_game_that_was_played(data):
     assert [frame.max() for frame in seen] == [frame.min() for frame in seen] == np.uint8(128 + 40 * place).tolist()
 
 
-def test_without_a_renderer_there_is_no_gif(data, monkeypatch, capsys):
+def test_without_a_renderer_there_are_no_pictures(data, monkeypatch, capsys):
     for number, problem in enumerate((SystemExit("No picture can be rendered: install libegl1."), NotImplementedError)):
         monkeypatch.setattr(FakeDMC, "render", mock.Mock(side_effect=problem))
+        monkeypatch.setattr(FakeDMC, "draw", mock.Mock(side_effect=SystemExit))
         result = aime.main(debug_args(data, run_dir=f"run{number}"))
         assert np.isfinite(result["eval/return_mean"]) and Path(f"run{number}/result.json").exists()
-        assert not Path(f"run{number}/agent.gif").exists()
+        assert not [*Path(f"run{number}").rglob("*.gif"), *Path(f"run{number}").rglob("*.png")]
     out = capsys.readouterr().out
     assert "no agent.gif: No picture can be rendered: install libegl1." in out and "gif: NotImplementedError" in out
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_dmc
+import torch
 from tiny import assert_one_sentence
 
 import dmc
@@ -55,6 +56,21 @@ def test_unknown_task_is_named():
     with pytest.raises(SystemExit, match="walker-fly") as stop:
         dmc.observed("walker-fly", "mdp")
     assert_one_sentence(stop)
+
+
+@needs_dmc
+@pytest.mark.parametrize("env_id", ["walker-walk", "cheetah-run"])
+def test_sensors_are_drawn_as_the_pose_they_come_from(env_id, monkeypatch):
+    env, drawn, poses = dmc.DMC(env_id, "lpomdp"), dmc.DMC(env_id, "lpomdp"), []
+    monkeypatch.setattr(drawn, "render", lambda side: poses.append(drawn.task.physics.data.qpos.copy()) or np.zeros(3))
+    rng, seen, true = np.random.default_rng(0), [env.reset(seed=1)[0]], [env.task.physics.data.qpos.copy()]
+    for _ in range(60):
+        seen.append(env.step(rng.uniform(-1, 1, 6))[0])
+        true.append(env.task.physics.data.qpos.copy())
+    drawn.draw(torch.from_numpy(np.stack(seen)))
+    away = np.array(true) - poses
+    away[:, 1 if env_id == "walker-walk" else 0] = 0  # the way it has gone is not among the sensors
+    assert len(poses) == 61 and np.abs((away + np.pi) % (2 * np.pi) - np.pi).max() < 1e-5
 
 
 def test_recorder_writes_aligned_rows(tmp_path):

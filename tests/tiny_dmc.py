@@ -5,6 +5,7 @@ from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
+import torch
 
 import dmc
 
@@ -23,6 +24,9 @@ class FakeDMC(gym.Env):
 
     def render(self) -> np.ndarray:
         return np.full((64, 64, 3), np.clip(128 + 40 * self.place, 0, 255), np.uint8)
+
+    def draw(self, obs: torch.Tensor) -> torch.Tensor:
+        return (128 + 40 * obs.mean(-1)).clamp(0, 255)[:, None, None, None].expand(-1, 64, 64, 3)
 
     def observe(self) -> np.ndarray:
         return self.render() if "image" in self.keys else np.full(sum(self.keys.values()), self.place, np.float32)
