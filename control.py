@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow", "filelock"]
 # ///
 """Continuous control for cmil.py: environments seen as pictures or vectors, demonstrations, what is played in them.
 
@@ -14,10 +14,8 @@ as cmil.py draws, image (T + 1, 64, 64, 3).
 """
 
 import atexit
-import ctypes.util
 import hashlib
 import json
-import os
 import sys
 import weakref
 import zipfile
@@ -33,7 +31,7 @@ import torch
 import tyro
 from torch import Tensor
 
-from dmc import DMC, TASKS
+from dmc import DMC, TASKS, choose_renderer
 from world_model import home, is_image, make, make_env, resize, write
 
 Seen = Literal["pixels", "state", "anything"]
@@ -97,9 +95,7 @@ class Kitchen(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": 12}
 
     def __init__(self, obs: Seen, max_steps: int):
-        if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
-            found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
-            os.environ["MUJOCO_GL"] = found[0].lower() if found else "off"
+        choose_renderer()
         try:
             import gymnasium_robotics
             import mujoco

@@ -1,6 +1,6 @@
 # /// script
 # requires-python = ">=3.11"
-# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow"]
+# dependencies = ["torch", "gymnasium", "ale-py", "numpy", "tyro", "tensorboard", "tqdm", "pillow", "filelock"]
 # ///
 """dm_control's Walker and Cheetah through Gymnasium's API, and recorded data of them: state, or state and pixels.
 
@@ -105,12 +105,16 @@ def observed(env_id: str, setting: Setting) -> dict[str, int]:
     return {name: size for name, size in sensors.items() if setting == "mdp" or name != "velocity"}
 
 
-def load_task(env_id: str, seed: int = 0):
-    """dm_control's environment; the custom tasks run on the physics of cheetah-run."""
+def choose_renderer() -> None:
+    """Let MuJoCo draw without a screen, if it can: by itself it would choose GLFW, and fail at the first picture."""
     if "MUJOCO_GL" not in os.environ and "DISPLAY" not in os.environ and sys.platform == "linux":
-        # without a screen dm_control would still choose GLFW, and fail at the first picture
         found = [name for name in ("EGL", "OSMesa") if ctypes.util.find_library(name)]
         os.environ["MUJOCO_GL"] = found[0].lower() if found else "off"
+
+
+def load_task(env_id: str, seed: int = 0):
+    """dm_control's environment; the custom tasks run on the physics of cheetah-run."""
+    choose_renderer()
     try:
         from dm_control import suite
     except ImportError as error:

@@ -54,13 +54,15 @@ aime)
     python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer" --variants "stand1000m40:" "stand1000mid: --demo walker-walkmid-expert"
     python benchmark/plot.py --figure lengths --csv benchmark/results/aime_cells.csv --env-ids walker-walk --num-expert-episodes 100 --variants stand1000 stand1000m40 --out docs/lengths_walker_stand.png
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000u10: --updates 10000 --eval-every 2000"
-    # running: as what is imitated, and as what the body knows; and random actions (not run)
+    # running: as what is imitated, and as what the body knows, with two lengths of phase 1; and random actions
     python dmc.py --env-id walker-run
     python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --run-dir runs/run1000
+    python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --model-updates 30000 --run-dir runs/run1000long
     python dmc.py --env-id walker-walk --agent random --num-episodes 1000
-    python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --model-updates 8000 --run-dir runs/random1000
+    python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --run-dir runs/random1000
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000/world_model/checkpoint.pt" --variants "run1000:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-run-buffer" --variants "run1000:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000long/world_model/checkpoint.pt" --variants "run1000m30:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-run-buffer" --variants "run1000:" "run1000m30:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-random --world-model runs/random1000/world_model/checkpoint.pt" --variants "random1000:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-random" --variants "random1000:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-run --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:"
@@ -78,6 +80,10 @@ aime)
     python aime.py --env-id cheetah-run --body cheetah-run-buffer --model-kl 0.0002 --size small --updates 0 --run-dir runs/cheetah1000
     python benchmark/run_grid.py --env-ids cheetah-run --scripts aime --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer --world-model runs/cheetah1000/world_model/checkpoint.pt"
     python benchmark/run_grid.py --env-ids cheetah-run --scripts bco --num-expert-episodes 100 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1" --variants "run1000: --body cheetah-run-buffer"
+    # fewer demonstrations, with the model that is shipped
+    python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 50 20 10 5 2 1 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --body walker-stand-buffer --data-dir pretrained/walker --world-model pretrained/walker/world_model.pt" --variants "stand1000m40:"
+    python benchmark/plot.py --figure episodes --csv benchmark/results/aime_cells.csv --env-ids walker-walk --scripts aime --variants stand1000m40 --out docs/episodes_walker.png
+    python benchmark/clip.py --run-dir runs/readme_aime --out docs/walker.gif     # README's command, with --run-dir runs/readme_aime
     python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 run1000 walk1000_mdp --out docs/cells.png
     # docs/aime_atari.md
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"
