@@ -57,12 +57,12 @@ aime)
     # running: as what is imitated, and as what the body knows, with two lengths of phase 1; and random actions
     python dmc.py --env-id walker-run
     python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --run-dir runs/run1000
-    python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --model-updates 30000 --run-dir runs/run1000long
+    python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --model-updates 40000 --run-dir runs/run1000long
     python dmc.py --env-id walker-walk --agent random --num-episodes 1000
     python aime.py --env-id walker-walk --body walker-random --size small --updates 0 --run-dir runs/random1000
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000/world_model/checkpoint.pt" --variants "run1000:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000long/world_model/checkpoint.pt" --variants "run1000m30:"
-    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-run-buffer" --variants "run1000:" "run1000m30:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-run-buffer --world-model runs/run1000long/world_model/checkpoint.pt" --variants "run1000m40:"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-run-buffer" --variants "run1000:" "run1000m40:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-random --world-model runs/random1000/world_model/checkpoint.pt" --variants "random1000:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 --options="--size small --threads 1 --body walker-random" --variants "random1000:"
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-run --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000:"

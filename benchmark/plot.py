@@ -455,8 +455,9 @@ def draw_model(args: Args) -> dict:
 
 def draw_lengths(args: Args) -> dict:
     """AIME's return and action error: left against phase 2's updates, right, where it ended, against phase 1's."""
-    file, length = Path(args.csv), lambda row: 1000 * int((re.search(r"m(\d+)$", row["variant"]) or ["", 15])[1])
-    cells = one_count(select(read(file), args, lambda variant: re.search(r"m\d+$", variant)), args)
+    of, file = r"(?<![a-z])m(\d+)$", Path(args.csv)
+    length = lambda row: 1000 * int((re.search(of, row["variant"]) or ["", 15])[1])  # noqa: E731
+    cells = one_count(select(read(file), args, lambda variant: re.search(of, variant)), args)
     ends = {tuple(row[name] for name in KEY): row["updates"] for row in cells}
     rows = [row | {"length": length(row)} for row in read(file.with_name(f"{file.stem}_metrics.csv"))
             if tuple(row[name] for name in KEY) in ends]  # fmt: skip
@@ -486,9 +487,10 @@ def draw_cells(args: Args) -> dict:
     keys, paper = ("body", "env_id", "setting", "script"), {}
     for row in read_rows(Path(__file__).parent / "results" / "aime_paper.csv"):
         paper[tuple(row[key] for key in keys)] = float(row["percent"]), float(row["deviation"])
-    parts = lambda variant: re.fullmatch(r"([^_]*?)(?:1000)?(?:m\d+)?(?:_(.*))?", variant).groups()  # noqa: E731
-    place = lambda row: ((p := parts(row["variant"]))[0], row["env_id"], p[1] or "lpomdp")  # noqa: E731
-    rows = select(read(Path(args.csv)), args, lambda variant: parts(variant)[0] in {key[0] for key in paper})
+    form = rf"({'|'.join({key[0] for key in paper})})(?:1000)?(?:m\d+)?(?:_(.*))?"
+    parts = lambda variant: re.fullmatch(form, variant) or [None] * 3  # noqa: E731
+    place = lambda row: ((p := parts(row["variant"]))[1], row["env_id"], p[2] or "lpomdp")  # noqa: E731
+    rows = select(read(Path(args.csv)), args, lambda variant: parts(variant)[1])
     rows = one_count([row for row in rows if (*place(row), row["script"]) in paper], args)
     names, scripts = list(dict.fromkeys(map(place, rows))), in_order(row["script"] for row in rows)
     figure, axes = new_figure(1, 1, 2.4)

@@ -503,7 +503,7 @@ def write_grid(folder, cells: list[str], log: list[str]) -> str:
 @needs_plot
 def test_length_of_phase_1_is_drawn_through_and_after_phase_2(tmp_path):
     cells, log = [], []
-    for variant, seed, last in (("m15", 1, 200), ("m15", 2, 400), ("m100", 1, 600), ("other", 1, 9)):
+    for variant, seed, last in (("m15", 1, 200), ("m15", 2, 400), ("m100", 1, 600), ("random1000", 1, 9)):
         cells.append(f"aime,walker-walk,{variant},{seed},20,{last}")
         for step, share in ((10, 0.5), (20, 1.0)):
             cell = f"aime,walker-walk,{variant},{seed},{step}"
@@ -520,14 +520,15 @@ def test_length_of_phase_1_is_drawn_through_and_after_phase_2(tmp_path):
 def test_cells_stand_beside_the_papers(tmp_path):
     cells = ["aime,walker-walk,stand,1,20,400", "aime,walker-walk,stand,2,20,200", "bco,walker-walk,stand,1,20,80",
              "aime,walker-walk,stand_mdp,1,20,80", "aime,walker-stand,walk,1,20,8",
-             "bco,walker-walk,oracle,1,20,8"]  # fmt: skip
+             "aime,walker-walk,random1000m40,1,20,80", "bco,walker-walk,oracle,1,20,8"]  # fmt: skip
     csv, out = write_grid(tmp_path, cells, []), tmp_path / "cells.png"
     bars = plot.main(plot.Args(figure="cells", csv=csv, out=str(out)))["bars"]
     assert bars["stand", "walker-walk", "lpomdp", "aime"] == ([50, 25], 93.4, 6.8)
     assert bars["stand", "walker-walk", "lpomdp", "bco"] == ([10], 14.2, 8.0)
     assert bars["stand", "walker-walk", "mdp", "bco"] == ([], 89.6, 6.7)
     assert bars["walk", "walker-stand", "lpomdp", "aime"] == ([1], 98.4, 4.7)
-    assert len(bars) == 6 and out.stat().st_size > 5000
+    assert bars["random", "walker-walk", "lpomdp", "aime"][0] == [10]
+    assert len(bars) == 8 and out.stat().st_size > 5000
 
 
 @needs_plot
