@@ -76,14 +76,14 @@ def main(args: Args) -> Path:
     if model.sensors:
         body, scale = games.envs.envs[0], 1
         demonstration = Trajectories([result["demonstrations"]], body.keys, 1, actions=False).obs
-        parts, shown = [demonstration[: len(image)], *parts], lambda obs: body.draw(obs, 160)
+        parts, shown = [demonstration[: len(image)], *parts], lambda obs: body.draw(obs, 112)
     parts = [shown(part[args.skip :]) for part in parts]
     for t, picture in enumerate(parts[-1], args.skip):
         picture[-2:, : len(picture) * (t % args.horizon + 1) // args.horizon] = 255
     gap = torch.full_like(parts[0][:, :, :2], 255)
     film = torch.cat([part for k, panel in enumerate(parts) for part in [gap] * (k > 0) + [panel]], 2).byte().numpy()
     size = scale * film.shape[2], scale * film.shape[1]
-    frames = [Image.fromarray(frame.squeeze()).resize(size, 0).quantize(128, dither=0) for frame in film]
+    frames = [Image.fromarray(frame.squeeze()).resize(size, 0).quantize(64, dither=0) for frame in film]
     frames[0].save(args.out, save_all=True, append_images=frames[1:], duration=66, loop=0)
     return Path(args.out)
 
