@@ -88,7 +88,8 @@ aime)
     # fewer demonstrations, with the model that is shipped
     python benchmark/run_grid.py --env-ids walker-walk --scripts aime --num-expert-episodes 50 20 10 5 2 1 --seeds 1 --results benchmark/results/aime_cells.csv --out runs/grid_cells --options="--size small --threads 1 --body walker-stand-buffer --data-dir pretrained/walker --world-model pretrained/walker/world_model.pt" --variants "stand1000m40:"
     python benchmark/plot.py --figure episodes --csv benchmark/results/aime_cells.csv --env-ids walker-walk --scripts aime --variants stand1000m40 --out docs/episodes_walker.png
-    python benchmark/clip.py --run-dir runs/readme_aime --out docs/walker.gif     # README's command, with --run-dir runs/readme_aime
+    python aime.py --env-id walker-walk --size small --body walker-stand-buffer --data-dir pretrained/walker --world-model pretrained/walker/world_model.pt --run-dir runs/readme_aime
+    python benchmark/clip.py --run-dir runs/readme_aime --steps 120 --skip 0 --out docs/walker.gif
     python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --num-expert-episodes 100 --variants stand1000m40 walk1000 run1000m40 run1000 random1000 walk1000_mdp run1000_mdp --out docs/cells.png
     # docs/aime_atari.md
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts aime_atari --num-expert-episodes 4 30 --seeds 1 2 3 --jobs 2 --results benchmark/results/aime_atari.csv --options="--size small --threads 1"

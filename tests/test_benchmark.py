@@ -579,7 +579,7 @@ def test_commands_parse(name):
         if script == "benchmark/plot.py":
             args = tyro.cli(plot.Args, args=words)
             assert args.size in ("", "small", "paper")
-        elif script in (tools := {"benchmark/check_body.py": check_body, "benchmark/add_pictures.py": add_pictures}):
+        elif script in (tools := {f"benchmark/{t.__name__}.py": t for t in (check_body, add_pictures, clip)}):
             tyro.cli(tools[script].Args, args=words)
         else:
             args = tyro.cli(run_grid.Args, args=run_grid.join_options(words))
