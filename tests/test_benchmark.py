@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmark"))
 import add_pictures  # noqa: E402
 import check_body  # noqa: E402
+import clip  # noqa: E402
 import run_grid  # noqa: E402
 
 try:
