@@ -115,12 +115,13 @@ def choose_renderer() -> None:
 def load_task(env_id: str, seed: int = 0):
     """dm_control's environment; the custom tasks run on the physics of cheetah-run."""
     choose_renderer()
+    body, task = env_id.split("-")
     try:
         from dm_control import suite
-    except ImportError as error:
-        sys.exit(f"dm_control cannot be imported ({error}): pip install -r requirements-dmc.txt.")
-    body, task = env_id.split("-")
-    return suite.load(body, "run" if env_id in CUSTOM else task, task_kwargs={"random": seed})
+
+        return suite.load(body, "run" if env_id in CUSTOM else task, task_kwargs={"random": seed})
+    except Exception as error:  # it is missing, or does not fit its MuJoCo
+        sys.exit(f"dm_control cannot make {env_id} ({error}): pip install -r requirements-dmc.txt.")
 
 
 class DMC(gym.Env):

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -71,6 +72,18 @@ def test_sensors_are_drawn_as_the_pose_they_come_from(env_id, monkeypatch):
     away = np.array(true) - poses
     away[:, 1 if env_id == "walker-walk" else 0] = 0  # the way it has gone is not among the sensors
     assert len(poses) == 61 and np.abs((away + np.pi) % (2 * np.pi) - np.pi).max() < 1e-5
+
+
+@pytest.mark.parametrize("problem", [ImportError("No module named 'dm_control'"), AttributeError("flex_vertedge")])
+def test_a_simulator_that_does_not_load_is_named_and_costs_phase_1_only_its_pictures(monkeypatch, problem):
+    """Missing, or with a MuJoCo that it does not fit: a training of recorded sensors goes on."""
+    suite = mock.Mock(load=mock.Mock(side_effect=problem))
+    monkeypatch.setitem(sys.modules, "dm_control", mock.Mock(suite=suite))
+    with pytest.raises(SystemExit, match="requirements-dmc.txt") as stop:
+        dmc.load_task("walker-walk")
+    assert_one_sentence(stop)
+    run = mock.Mock()
+    assert dmc.draw(run, None, None, mock.Mock(setting="lpomdp", env_id="walker-walk")) == {} and not run.draw.called
 
 
 def test_recorder_writes_aligned_rows(tmp_path):
