@@ -37,13 +37,14 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Iterator
 
 import numpy as np
 import torch
 import tyro
 
-from expert_policies import PlayerExpert, RandomExpert, ShuffledExpert, choose_expert, load_expert, random_actions
+from expert_policies import PlayerExpert, RandomExpert, choose_expert, load_expert
 from world_model import Games, begin, claim, command, home, make_env, play, progress, read_meta, write
 
 
@@ -101,7 +102,7 @@ class Policy:
             self.rngs[i], burst[i] = np.random.default_rng(abs(int(games.seeds[i]))), 0
         if self.epsilon:  # bursts, because single random actions hardly leave the expert's path
             burst[:] = np.maximum(burst - 1, 0)
-            for i, (rng, anything) in enumerate(zip(self.rngs, random_actions(games, self.rngs))):
+            for i, (rng, anything) in enumerate(zip(self.rngs, RandomExpert().act(games, self.rngs))):
                 begins = burst[i] == 0 and rng.random() < self.epsilon
                 burst[i] = rng.integers(1, 9) if begins else burst[i]
                 noise[i] = anything if begins or rng.random() < 0.5 else noise[i]
@@ -240,7 +241,8 @@ def main(args: Args) -> dict:
     meta["shuffled_returns"] = [] if jobs else old.get("shuffled_returns")
     if not meta["shuffled_returns"]:
         taken = np.concatenate([np.load(folder / episode["file"])["actions"] for episode in meta["episodes"]])
-        meta["shuffled_returns"] = score(games, ShuffledExpert(taken), seeds("random", 20))
+        shuffled = SimpleNamespace(act=lambda games, rngs, free: taken[[rng.integers(len(taken)) for rng in rngs]])
+        meta["shuffled_returns"] = score(games, shuffled, seeds("random", 20))
     meta["complete"] = True
     store()
 

@@ -24,7 +24,6 @@ afterwards by its mean action.
 
 import contextlib
 import ctypes.util
-import dataclasses
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ import zlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Iterable, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -112,18 +111,6 @@ def choose_renderer() -> None:
         os.environ["MUJOCO_GL"] = found[0].lower() if found else "off"
 
 
-def load_task(env_id: str, seed: int = 0):
-    """dm_control's environment; the custom tasks run on the physics of cheetah-run."""
-    choose_renderer()
-    body, task = env_id.split("-")
-    try:
-        from dm_control import suite
-
-        return suite.load(body, "run" if env_id in CUSTOM else task, task_kwargs={"random": seed})
-    except Exception as error:  # it is missing, or does not fit its MuJoCo
-        sys.exit(f"dm_control cannot make {env_id} ({error}): pip install -r requirements-dmc.txt.")
-
-
 class DMC(gym.Env):
     """A task of dm_control: a flat float32 vector, or a picture (64, 64, 3) uint8; actions (6,) in [-1, 1].
 
@@ -136,7 +123,14 @@ class DMC(gym.Env):
         self.keys = observed(env_id, setting)
         self.env_id, self.pixels, self.max_steps = env_id, pixels or setting == "visual", max_steps
         self.sensors, self.render_mode = SENSORS[env_id.split("-")[0]], "rgb_array"
-        self.task = load_task(env_id)
+        choose_renderer()
+        body, task = env_id.split("-")
+        try:
+            from dm_control import suite
+
+            self.task = suite.load(body, "run" if env_id in CUSTOM else task, task_kwargs={"random": 0})
+        except Exception as error:  # it is missing, or does not fit its MuJoCo
+            sys.exit(f"dm_control cannot make {env_id} ({error}): pip install -r requirements-dmc.txt.")
         # dm_control's 2048 take 1.7 times as long on a CPU; the pictures differ by 0.01 grey levels on average
         self.task.physics.model.vis.quality.shadowsize = 512
         if setting == "visual":
@@ -275,21 +269,24 @@ class Recorder(gym.Wrapper):
         if list(folder.glob("*.npz")) and not any((folder / name).exists() for name in ("unfinished", "dataset.json")):
             sys.exit(f"{folder} holds trajectories that dmc.py did not make: give another --data-dir.")
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "unfinished").touch()  # `store` takes it away
+        (folder / "unfinished").touch()  # `main` takes it away
         for file in folder.glob("*.npz"):
             file.unlink()  # games of an earlier agent
         self.bar = progress(count, "{n}/{total} games  {desc}  {remaining} left")
 
     def reset(self, **options):
         obs, info = self.env.reset(**options)
-        self.rows = [self.row(np.zeros(self.action_space.shape), 0.0, True, False, False, info)]
+        self.rows = [info | {"reward": np.zeros(1, np.float32), "pre_action": np.zeros_like(self.action_space.low)}]
         return obs, info
 
     def step(self, action: np.ndarray):
         obs, reward, terminated, truncated, info = self.env.step(action)
-        self.rows.append(self.row(action, reward, False, terminated or truncated, terminated, info))
+        played = np.clip(action, -1, 1).astype(np.float32)
+        self.rows.append(info | {"reward": np.float32([reward]), "pre_action": played})
         if (terminated or truncated) and self.bar.n < self.bar.total:
             game = {name: np.stack([row[name] for row in self.rows]) for name in self.rows[0]}
+            last = (t := np.arange(len(self.rows))[:, None]) == len(self.rows) - 1  # (T + 1, 1)
+            game |= {"is_first": t == 0, "is_last": last, "is_terminal": last & terminated}
             write(self.folder / f"{self.bar.n}.npz", lambda file: np.savez_compressed(file, **game))
             self.returns.append(float(game["reward"].sum(dtype=float)))
             text = f"{self.folder.name}, mean return of the last ten {np.mean(self.returns[-10:]):.0f}"
@@ -297,14 +294,7 @@ class Recorder(gym.Wrapper):
             self.bar.n < self.bar.total or self.bar.close()
         return obs, reward, terminated, truncated, info
 
-    def row(self, action, reward, first: bool, last: bool, terminal: bool, info: dict) -> dict[str, np.ndarray]:
-        """One row of a file: the action that led here, and what is seen now."""
-        flags = {"is_first": first, "is_last": last, "is_terminal": terminal}
-        row = {"reward": np.float32([reward]), "pre_action": np.clip(action, -1, 1).astype(np.float32)}
-        return row | {name: np.array([value]) for name, value in flags.items()} | info
-
-
-def rollouts(env: gym.Env, act, seeds: list[int]) -> list[float]:
+def rollouts(env: gym.Env, act, seeds: Iterable[int]) -> list[float]:
     """Play one game per seed with action = act(observation); their returns."""
     returns = []
     for seed in seeds:
@@ -320,7 +310,7 @@ def random_returns(env_id: str, games: int = 20, seed: int = 30_000, max_steps: 
     """Returns of uniformly random actions."""
     rng = np.random.default_rng(seed)
     act = lambda obs: rng.uniform(-1.0, 1.0, 6)  # noqa: E731
-    return rollouts(DMC(env_id, max_steps=max_steps), act, list(range(seed, seed + games)))
+    return rollouts(DMC(env_id, max_steps=max_steps), act, range(seed, seed + games))
 
 
 def train_sac(args: Args, folder: Path) -> list[float]:
@@ -341,17 +331,6 @@ def train_sac(args: Args, folder: Path) -> list[float]:
     agent.learn(total)
     write(folder / "agent.zip", agent.save)
     return env.returns
-
-
-def store(folder: Path, args: Args, agent: str, returns: list[float], random: list[float]) -> None:
-    """Write dataset.json."""
-    packages = ("dm_control", "mujoco", "stable_baselines3", "gymnasium", "numpy", "torch")
-    versions = {name: version(name) for name in packages if agent == "sac" or name != "stable_baselines3"}
-    meta = {"env_id": args.env_id, "agent": agent, "seed": args.seed, "max_steps": args.max_steps,
-            "expert_returns": returns, "random_returns": random, "args": dataclasses.asdict(args),
-            "versions": versions}  # fmt: skip
-    write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
-    (folder / "unfinished").unlink(missing_ok=True)
 
 
 def complete(folder: Path, games: int, args: Args) -> bool:
@@ -379,19 +358,26 @@ def main(args: Args) -> dict:
     root, body = Path(args.data_dir), args.env_id.split("-")[0]
     result = {}
 
-    def finish(folder: Path, agent: str, returns: list[float]) -> None:
+    def finish(folder: Path, returns: list[float]) -> None:
         random = random_returns(args.env_id, max_steps=args.max_steps)
-        store(folder, args, agent, returns, random)
+        packages = ("dm_control", "mujoco", "gymnasium", "numpy", "torch", "stable_baselines3")
+        meta = {name: getattr(args, name) for name in ("env_id", "agent", "seed", "max_steps")}
+        meta |= {"expert_returns": returns, "random_returns": random, "args": vars(args)}
+        meta |= {"versions": {name: version(name) for name in packages if name in sys.modules}}
+        write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))
+        (folder / "unfinished").unlink(missing_ok=True)
         result[folder.name] = float(np.mean(returns))
         print(f"{folder}: {len(returns)} games, mean return {np.mean(returns):.1f}, random {np.mean(random):.1f}")
+
+    def record(folder: Path, count: int, act, first: int) -> None:
+        env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, count)
+        finish(folder, rollouts(env, act, range(first, first + count)))
 
     if args.agent == "random":
         folder = root / f"{body}-random"
         if not complete(folder, args.num_episodes, args):
             rng = np.random.default_rng(args.seed)
-            env = Recorder(DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps), folder, args.num_episodes)
-            seeds = [args.seed * 100_000 + k for k in range(args.num_episodes)]
-            finish(folder, "random", rollouts(env, lambda obs: rng.uniform(-1.0, 1.0, 6), seeds))
+            record(folder, args.num_episodes, lambda obs: rng.uniform(-1.0, 1.0, 6), args.seed * 100_000)
         return result
 
     # an interrupted training begins anew and overwrites its games: SAC cannot be resumed exactly
@@ -400,16 +386,13 @@ def main(args: Args) -> dict:
     if not complete(buffer, args.num_episodes, args) or not (buffer / "agent.zip").exists():
         if demonstrations.exists():
             (demonstrations / "unfinished").touch()  # they are an earlier agent's
-        finish(buffer, "sac", train_sac(args, buffer))
+        finish(buffer, train_sac(args, buffer))
     if not complete(demonstrations, args.num_demonstrations, args):
         from stable_baselines3 import SAC
 
         agent = SAC.load(buffer / "agent.zip", device="cpu")
-        games = DMC(args.env_id, pixels=args.pixels, max_steps=args.max_steps)
-        env = Recorder(games, demonstrations, args.num_demonstrations)
-        seeds = [50_000_000 + args.seed * 100_000 + k for k in range(args.num_demonstrations)]
         act = lambda obs: agent.predict(obs, deterministic=True)[0]  # noqa: E731
-        finish(demonstrations, "sac", rollouts(env, act, seeds))
+        record(demonstrations, args.num_demonstrations, act, 50_000_000 + args.seed * 100_000)
     return result
 
 

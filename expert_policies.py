@@ -32,15 +32,6 @@ import torch
 from torch import nn
 
 
-def random_actions(games, rngs: list[np.random.Generator]) -> np.ndarray:
-    """One uniformly random action per slot, (N,) or (N, A)."""
-    space = games.action_space
-    if hasattr(space, "n"):
-        return np.array([rng.integers(space.n) for rng in rngs])
-    low, high = np.maximum(space.low, -1e3), np.minimum(space.high, 1e3)  # a Box may be unbounded
-    return np.array([rng.uniform(low, high) for rng in rngs], np.float32)
-
-
 def stack_frames(stack: np.ndarray | None, games, size: int) -> np.ndarray:
     """Add the newest frame to a stack (N, 4, size, size), oldest first; a new game or life empties it before."""
     newest = games.frames84 if size == 84 else games.seen[..., 0]
@@ -82,22 +73,12 @@ class RandomExpert:
 
     name, max_steps = "random", 27000
 
-    def act(self, games, rngs: list[np.random.Generator], free: np.ndarray) -> np.ndarray:
+    def act(self, games, rngs: list[np.random.Generator], free: np.ndarray | None = None) -> np.ndarray:
         """Actions (N,) or (N, A)."""
-        return random_actions(games, rngs)
-
-
-class ShuffledExpert:
-    """An expert's recorded actions, drawn whatever is on the screen: what knowing their frequencies alone earns."""
-
-    name = "shuffled"
-
-    def __init__(self, actions: np.ndarray):
-        self.actions = actions  # (steps,) or (steps, A)
-
-    def act(self, games, rngs, free: np.ndarray) -> np.ndarray:
-        """Actions (N,) or (N, A)."""
-        return self.actions[[rng.integers(len(self.actions)) for rng in rngs]]
+        space = games.action_space
+        if hasattr(space, "n"):
+            return np.array([rng.integers(space.n) for rng in rngs])
+        return np.array([rng.uniform(space.low, space.high) for rng in rngs], np.float32)
 
 
 class NetworkExpert:

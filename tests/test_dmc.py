@@ -80,7 +80,7 @@ def test_a_simulator_that_does_not_load_is_named_and_costs_phase_1_only_its_pict
     suite = mock.Mock(load=mock.Mock(side_effect=problem))
     monkeypatch.setitem(sys.modules, "dm_control", mock.Mock(suite=suite))
     with pytest.raises(SystemExit, match="requirements-dmc.txt") as stop:
-        dmc.load_task("walker-walk")
+        dmc.DMC("walker-walk")
     assert_one_sentence(stop)
     run = mock.Mock()
     assert dmc.draw(run, None, None, mock.Mock(setting="lpomdp", env_id="walker-walk")) == {} and not run.draw.called
@@ -123,6 +123,8 @@ def test_recorder_writes_aligned_rows(tmp_path):
 
 @needs_dmc
 def test_observations_actions_and_repeats():
+    from dm_control import suite
+
     env = dmc.DMC("walker-walk", "mdp", max_steps=3)
     first, info = env.reset(seed=5)
     assert first.shape == (24,) and first.dtype == np.float32 and env.observation_space.contains(first)
@@ -133,7 +135,7 @@ def test_observations_actions_and_repeats():
     action, time = np.full(6, 0.3, np.float32), env.task.physics.time()
     _, reward, terminated, truncated, _ = env.step(action)
     assert env.task.physics.time() - time == pytest.approx(0.05) and not terminated and not truncated  # two of 0.025 s
-    reference = dmc.load_task("walker-walk")
+    reference = suite.load("walker", "walk")
     reference.task.random.seed(5)
     reference.reset()
     assert reward == pytest.approx(sum(reference.step(action.astype(float)).reward for _ in range(2)))

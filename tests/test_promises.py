@@ -68,7 +68,7 @@ def test_a_data_set_is_done_when_it_says_so(tmp_path, monkeypatch, moment):
             summary = collect_data.summary
             patch.setattr(collect_data, "summary", lambda *it: 1 / (len(games) < 3) and games.append(1) or summary(*it))
         else:
-            patch.setattr(collect_data, "ShuffledExpert", lambda taken: 1 / 0)
+            patch.setattr(collect_data, "SimpleNamespace", lambda act: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             collect_data.main(collect_args(tmp_path))
     assert len(list(folder.glob("*.npz"))) == (4 if moment == "games" else 5) and not world_model.collected(folder, 3)
