@@ -18,8 +18,9 @@
     episodes   Figure 3: final return against the number of expert episodes
     horizon    Figure 4, right: score against the horizon H
     variants   score of named settings
-    lengths    AIME: return and action error against the updates of phase 2, a line per length of phase 1 (variants
-               ...m<thousands of updates>, without it 15), and at its end against the updates of phase 1
+    lengths    AIME: return and action error against the updates of phase 2, a line per length of the phases (variants
+               ...m<thousands of updates>, without it 15, and u<...> if phase 2 is not the grid's usual one), and at its
+               end against the updates of phase 1
     cells      AIME: percent of the expert by cell, D_body -> D_demo (variants <body>[1000][m<length>][_mdp]), and
                the paper's beside it (benchmark/results/aime_paper.csv; its error bars are deviations over games)
     interaction  CMIL: return, disagreement and discriminator gap against steps in the environment, a line per variant
@@ -455,25 +456,26 @@ def draw_model(args: Args) -> dict:
 
 def draw_lengths(args: Args) -> dict:
     """AIME's return and action error: left against phase 2's updates, right, where it ended, against phase 1's."""
-    of, file = r"(?<![a-z])m(\d+)$", Path(args.csv)
+    of, file = r"(?<![a-z])m(\d+)(?:u\d+)?$", Path(args.csv)
     length = lambda row: 1000 * int((re.search(of, row["variant"]) or ["", 15])[1])  # noqa: E731
-    cells = one_count(select(read(file), args, lambda variant: re.search(of, variant)), args)
-    ends = {tuple(row[name] for name in KEY): row["updates"] for row in cells}
-    rows = [row | {"length": length(row)} for row in read(file.with_name(f"{file.stem}_metrics.csv"))
-            if tuple(row[name] for name in KEY) in ends]  # fmt: skip
+    cells = [row for row in select(read(file), args, lambda variant: re.search(of, variant)) if row["script"] == "aime"]
+    cells = one_count(cells, args)
+    key = lambda row: tuple(row[name] for name in KEY)  # noqa: E731
+    lengths = {key(row): (length(row), row["updates"]) for row in cells}
+    rows = [row | {"lengths": lengths[key(row)]} for row in read(file.with_name(f"{file.stem}_metrics.csv"))
+            if key(row) in lengths]  # fmt: skip
     by_env, curves = grouped(cells, "env_id"), {}
     figure, axes = new_figure(2, 2 * len(by_env), 1.65, sharex="col")
     for c, (env_id, env_cells) in enumerate(by_env.items()):
         for (left, right), (name, label) in zip(axes[:, 2 * c : 2 * c + 2], (PANELS[0], PANELS[3])):
             mine = [row for row in rows if (row["env_id"], row["name"]) == (env_id, name)]
-            for k, (updates, group) in enumerate(grouped(mine, "length").items()):
+            for k, (phases, group) in enumerate(sorted(grouped(mine, "lengths").items())):
                 _, colour, marker = list(STYLE.values())[k % len(STYLE)]
-                curves[env_id, name, updates] = x, mean, error = means(group, "step", "value")
-                left.plot(x, mean, color=colour, marker=marker, label=f"phase 1: {updates // 1000} k updates")
+                curves[env_id, name, *phases] = x, mean, error = means(group, "step", "value")
+                text = "phases of " + " and ".join(f"{updates / 1000:.3g} k" for updates in phases)
+                left.plot(x, mean, color=colour, marker=marker, label=text)
                 left.fill_between(x, *(mean + sign * np.nan_to_num(error) for sign in (-1, 1)), color=colour, alpha=0.2)
-            last = [row for row in mine if row["step"] == ends[tuple(row[name] for name in KEY)]]
-            curves[env_id, name] = x, mean, error = means(last, "length", "value")
-            right.errorbar(x, mean, np.nan_to_num(error), color="black", marker="o", capsize=2)
+                right.errorbar(phases[0], mean[-1], np.nan_to_num(error)[-1], color=colour, marker=marker, capsize=2)
             left.set(ylabel=label)
         reference_lines(axes[0, 2 * c], env_cells), reference_lines(axes[0, 2 * c + 1], env_cells)
         axes[0, 2 * c].set_title(caption(env_id, env_cells))

@@ -504,17 +504,20 @@ def write_grid(folder, cells: list[str], log: list[str]) -> str:
 @needs_plot
 def test_length_of_phase_1_is_drawn_through_and_after_phase_2(tmp_path):
     cells, log = [], []
-    for variant, seed, last in (("m15", 1, 200), ("m15", 2, 400), ("m100", 1, 600), ("random1000", 1, 9)):
-        cells.append(f"aime,walker-walk,{variant},{seed},20,{last}")
-        for step, share in ((10, 0.5), (20, 1.0)):
+    ends = (("m15", 1, 200), ("m15", 2, 400), ("m100", 1, 600), ("m15u40", 1, 8), ("random1000", 1, 9))
+    for variant, seed, last in ends:
+        updates = 40 if "u40" in variant else 20
+        cells.append(f"aime,walker-walk,{variant},{seed},{updates},{last}")
+        for step, share in ((updates // 2, 0.5), (updates, 1.0)):
             cell = f"aime,walker-walk,{variant},{seed},{step}"
             log += [f"{cell},eval/return_mean,{share * last}", f"{cell},imitate/action_error,{1 / last}"]
     csv, out = write_grid(tmp_path, cells, log), tmp_path / "lengths.png"
     curves = plot.main(plot.Args(figure="lengths", csv=csv, out=str(out)))["curves"]
     found = {key[1:]: [part.tolist() for part in value[:2]] for key, value in curves.items()}
-    assert found["eval/return_mean", 15_000] == [[10, 20], [150, 300]]
-    assert found["eval/return_mean",] == [[15_000, 100_000], [300, 600]] and out.stat().st_size > 5000
-    assert found["imitate/action_error", 100_000] == [[10, 20], [pytest.approx(1 / 600)] * 2]
+    assert found["eval/return_mean", 15_000, 20] == [[10, 20], [150, 300]]
+    assert found["eval/return_mean", 100_000, 20] == [[10, 20], [300, 600]] and out.stat().st_size > 5000
+    assert found["eval/return_mean", 15_000, 40] == [[20, 40], [4, 8]]
+    assert found["imitate/action_error", 100_000, 20] == [[10, 20], [pytest.approx(1 / 600)] * 2]
 
 
 @needs_plot
