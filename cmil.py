@@ -13,7 +13,7 @@ disagrees cost reward, and the policy is drawn to the expert's actions.
   (1) demonstrations, seen in this environment: the replay's first episodes (control.py)         `main`
   (2) play: filter what is seen, a_t ~ pi(a | s_t); 5 steps for 2 updates (control.py)           `main`
   (3) model: -log p(x_t | s_t) + KL(q || p), p of one member per time-step           Eq. 1       `model_loss`
-  (4) imagine H steps from every posterior of (3), by another member at each                     `Model.dream`
+  (4) imagine H steps from every posterior of (3), each step by a member drawn anew              `Model.dream`
   (5) discriminator: expert pairs 1, imagined pairs 0, noise on both                 Eq. 8       `discriminator_loss`
   (6) reward: what the discriminator says minus alpha times the disagreement         Eq. 9, 10   `imitation_reward`
   (7) lambda-returns of the smaller of two critics                                   Eq. 11      `lambda_return`
@@ -28,8 +28,8 @@ disagrees cost reward, and the policy is drawn to the expert's actions.
 Shapes as in world_model.py; N = T * B start states, K members. action[t] led to obs[t], so the pair (s_t, a_t) is
 feat[t] with action[t + 1]; in a dream action[k] is taken in feat[k], and the disagreement of pair k is feat[k + 1]'s.
 Differences from the paper: where paper and code part, the code's side (docs/cmil.md); the model's layers are those of
-world_model.py; interaction is counted without the demonstrations. The small size leaves the paper in widths, picture,
-ensemble, batch, horizon, alpha, step size and length (SIZES).
+world_model.py; interaction is counted without the demonstrations. The small size leaves the paper in widths, layers,
+picture, ensemble, batch, horizon, alpha, step size and length (SIZES).
 """
 
 import copy
@@ -224,7 +224,7 @@ class Values(nn.ModuleList):
 
 
 class BoundedGaussian(GaussianLatent):
-    """Z independent Gaussians whose deviation lies in (0.1, 2.1): so a disagreement of 0.1 is one of them, or less."""
+    """Z independent Gaussians whose deviation lies in (0.1, 2.1): so a disagreement of 0.1 is at most one deviation."""
 
     def params(self, output: Tensor) -> Tensor:
         mean, raw = output.float().chunk(2, -1)
@@ -328,8 +328,9 @@ def lambda_return(reward: Tensor, value: Tensor, gamma: float, lam: float) -> Te
 
 
 def actor_loss(value: Tensor, returns: Tensor, entropy: Tensor, gamma: float, lam: float, eta: float) -> Tensor:
-    """Eq. 12, all (H, N): minus (1 - lam) * value + lam * returns + eta * entropy, discounted by gamma^k. The gradient
-    comes through the model and through the critics. Differs from Eq. 12: the entropy is the code's."""
+    """Eq. 12, all (pairs, N), H - 1 of them (vmail: H): minus (1 - lam) * value + lam * returns + eta * entropy, the
+    sum discounted by gamma^k. The gradient comes through the model and through the critics. Differs from Eq. 12: the
+    entropy is the code's."""
     weight = gamma ** torch.arange(len(returns), device=returns.device)[:, None]
     return -(weight * ((1 - lam) * value + lam * returns + eta * entropy)).mean()
 
@@ -379,11 +380,11 @@ def agent_loss(args: Args, networks: dict, feat: Tensor, action: Tensor, expert_
             which = torch.randint(len(targets), (1,), device=feat.device)
             value_bar = targets(pairs).index_select(0, which)[0]  # (H, N)
             returns_bar = lambda_return(reward[:-1], value_bar, gamma, lam)
-            known = discriminator(real[:-1]).squeeze(-1)  # (T - 2, B); differs from Eq. 14: no noise, no price (code)
+            known = discriminator(real[:-1]).squeeze(-1)  # (T - 2, B); differs from Eq. 14: no noise, no penalty (code)
             known = imitation_reward(known, 0.0, 0.0, args.reward_form)
             first = (part[0].unflatten(0, feat.shape[:2]) for part in (value_bar, returns_bar))  # (T, B)
             target = data_target(known, *first, gamma, lam)
-        weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]  # differs from Eq. 13 (code)
+        weight = gamma ** torch.arange(1, H, device=feat.device)[:, None]  # differs from Eq. 13: gamma^(k + 1) (code)
         value_loss = critic_loss(critics(pairs[:-1].detach()), returns_bar, weight)  # Eq. 13
         value_loss = value_loss + critic_loss(critics(real[:-1]), target)  # Eq. 14; their sum: Eq. 15
     gap = torch.sigmoid(expert_logits).mean() - torch.sigmoid(logits).mean()

@@ -365,8 +365,9 @@ class Interaction:
 
 @torch.no_grad()
 def foresight(run, model, probe: list[Tensor], horizon: int) -> dict[str, float]:
-    """The members' disagreement H steps ahead under the expert's actions, in slices (obs, action, is_first) of
-    demonstrations; of pictures also `Run.draw`. The torch random state is restored."""
+    """The members' mean disagreement over H steps under the expert's actions, in slices (obs, action, is_first) of
+    demonstrations (the authors' also counts the start, as 0); of pictures also `Run.draw`. The torch random state is
+    restored."""
     obs, action, is_first = probe
     with torch.random.fork_rng([obs.device] * (obs.device.type != "cpu"), device_type=obs.device.type):
         deter, stoch, _, _ = model.encode(obs, action, is_first)
