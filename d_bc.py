@@ -8,14 +8,14 @@ Paper: DITTO, arXiv 2302.03086 v2 (equation numbers are v2's), its cloning basel
 As DITTO, but nothing is imagined: in every state of the expert's episodes, make the expert's action likelier.
 
   (1) encode the expert's episodes: s_t^E = (h_t, z_t) ~ posterior                 Eq. 10       `ExpertWindows`
-  (2) draw B windows of H expert states and the actions taken in them              Alg. 1       `ExpertWindows`
+  (2) draw N windows of H expert states and the actions taken in them              Alg. 1       `ExpertWindows`
   (3) actor: log-likelihood of the expert's actions, plus entropy                  Eq. 9        `cloning_loss`
 
     python d_bc.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30        (makes whatever is missing)
     python d_bc.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes as in world_model.py; H horizon, N start states. action[t] is taken in feat[t] and leads to feat[t + 1].
-Differences from the paper: optimiser and batch are DITTO's (paper silent). Dreams only measure L_d.
+Differences from the paper: optimiser and batch are DITTO's, as in the authors' code. Dreams only measure L_d.
 The small size leaves the paper in width, horizon, batch, step size and more (SIZES).
 """
 

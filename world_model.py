@@ -13,7 +13,7 @@ could not foresee. Imitation then happens inside this model, without the environ
   (3) posterior q(z_t | h_t, x_t), prior p(z_t | h_t), sample z_t ~ q              Eq. 10        `WorldModel.filter`
   (4) decode x_t from s_t = (h_t, z_t), squared error                              Eq. 11        `WorldModel.evidence`
   (5) KL between posterior and prior, balanced so that the prior moves faster      Eq. 12        `kl_balanced`
-  (6) Adam step on (4) + beta (5); carry (h, z) on to the next L frames            Eq. 11        `main`
+  (6) Adam step on image_weight (4) + beta (5); carry (h, z) on                    Eq. 11        `main`
 
     python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --num-episodes 1000
     python world_model.py --env-id BreakoutNoFrameskip-v4
@@ -25,8 +25,8 @@ Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes
 
 Four sections, each readable alone: the game, recorded games, the model, training. aime.py (arXiv 2312.02019 v1) uses
 the same class with Gaussian latents, and sensors instead of pictures.
-Differences from the paper: Eq. 12 as printed puts delta on the wrong term; prose, DreamerV2 and the authors' code agree
-on ours. The small and debug sizes leave the paper in width, batch, step size, pixel scaling, loss weights (see SIZES).
+Differences from the paper: the image term weighs 2 (authors' code). Eq. 12 as printed puts delta on the wrong term;
+prose, DreamerV2 and the authors' code agree on ours. The small sizes leave the paper in more (see SIZES).
 """
 
 import copy
@@ -121,7 +121,7 @@ class Args:
     anneal: bool = False
     """lower the step size linearly to a tenth over the run"""
     grad_clip: float = 200.0
-    """largest gradient norm (authors' code)"""
+    """largest gradient norm (authors' code: 200 too, but of gradients times the loss scale)"""
     # evaluation
     eval_every: int = 5000
     """updates between validations, pictures and checkpoints"""
@@ -1298,8 +1298,8 @@ def validate(model: WorldModel, data: Episodes, horizon: int = 15, episodes: int
 
     Moving error, 1, 5, 10 and 15 steps ahead: squared error where things move (pixels that leave the median picture of
     the 21 frames around the target at any of them), as a share of that median picture's own: 0 perfect, 1 what moves is
-    not drawn, 2 it is drawn elsewhere. The others are shares of the mean picture's error: the posterior's in the
-    first and last 100 frames, the whole dream's, and the error of repeating the last frame seen.
+    not drawn, 2 it is drawn elsewhere. The others are shares of the error of 0 (--pixel-stats pixel:
+    the mean picture): the posterior's in the first and last 100 frames, the whole dream's, repeating the last frame.
     """
     starts = data.starts[: episodes + 1]
     feat = model.encode_episodes(SimpleNamespace(starts=starts, rows=data.rows))
