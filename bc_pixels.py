@@ -165,7 +165,7 @@ class Actor(nn.Module):
 
 # --- same in: bc_pixels, d_bc ---
 def cloning_loss(log_prob: Tensor, entropy: Tensor, weight: float) -> Tensor:
-    """Eq. 9: minus the mean log-likelihood of the expert's actions, minus `weight` times the entropy; both (H, N)."""
+    """Eq. 9: minus the mean log-likelihood of the expert's actions, minus `weight` times the entropy; both (...)."""
     return -(log_prob + weight * entropy).mean()
 
 
@@ -273,7 +273,7 @@ def read_dataset(args, folder: Path, device: torch.device, actions: bool = True)
 
 def main(args: Args) -> dict:
     device, script = start(args), Path(__file__).stem
-    rng = torch.Generator(device).manual_seed(args.seed)  # for the windows; the global one drives dreams and actions
+    rng = torch.Generator(device).manual_seed(args.seed)  # for the frames that are drawn
     run_dir = run_folder(args, f"{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
     folder = expert_dataset(args)
     print(f"expert: {folder}")

@@ -265,8 +265,8 @@ class ExpertWindows:
 def agreement(model: WorldModel, actor: Actor, windows: ExpertWindows, seed: int, count: int = 512) -> dict[str, float]:
     """Held-out expert episodes: latent distance L_d = 1 - Eq. 8 of DITTO of its dreams; whether the agent acts alike.
 
-    The same distance under the expert's own actions is what the world model's noise alone costs. The torch random state
-    is restored.
+    The same distance under the expert's own actions is what the world model's noise and error cost. The torch random
+    state is restored.
     """
     device, deter, horizon = windows.feat.device, model.deter_size, windows.horizon
     with torch.random.fork_rng([device] * (device.type != "cpu"), device_type=device.type):
