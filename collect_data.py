@@ -180,7 +180,10 @@ def main(args: Args) -> dict:
     folder = home(args.data_dir, args.env_id) / args.name
     meta_path = folder / "dataset.json"
     claim(folder, make=False)
-    old = read_meta(folder)
+    if "imported" in (old := read_meta(folder)):
+        count = len(list(folder.glob("train_*.npz")))
+        raise SystemExit(f"{folder} holds {count} imported games to learn from, and no expert can add to them: lower "
+                         "--num-expert-episodes, or give another --name.")  # fmt: skip
     # nobody looks at these games, so outside Atari, where the picture is there anyway, nothing is rendered
     unseen = None if args.env_id.endswith("NoFrameskip-v4") else functools.partial(make_env, args.env_id)
     games = Games(args.env_id, args.num_envs, args.max_steps or 27000, args.grayscale, unseen)
@@ -203,6 +206,7 @@ def main(args: Args) -> dict:
     seed_of = {f"{split}_{k:05d}.npz": seed for split in counts for k, seed in enumerate(seeds(split, 100_000))}
     wanted = [f"{split}_{k:05d}.npz" for split in counts for k in range(counts[split])]
     meta = {**settings, "expert_option": args.expert, "episodes": read_episodes(folder, old, settings, seed_of)}
+    old = old if meta["episodes"] else {}  # a data set without a game may have had other settings
     done = {episode["file"] for episode in meta["episodes"]}
     jobs = [(file, seed_of[file]) for file in wanted if file not in done]
     print(f"{args.env_id}, {expert.name}: {len(done)} games in {folder}, {len(jobs)} to play.", flush=True)
@@ -225,7 +229,8 @@ def main(args: Args) -> dict:
     if workers > 1:
         played = collect_in_processes(args, folder, jobs, workers)
     else:
-        played = collect(args if together else replace(args, num_envs=1), folder, jobs) if jobs else ()
+        # one by one, each game in a new environment: Box2D's physics remember how many games it has played
+        played = collect(args, folder, jobs) if together and jobs else (next(collect(args, folder, [j])) for j in jobs)
     began, steps, speed = time.time(), 0, 0.0
     bar = progress(len(jobs), "{n}/{total} games{desc}, {remaining} left", smoothing=0, disable=not jobs)
     for episode in played:

@@ -4,14 +4,9 @@ An expert has a `name`, which the data set records, and `act(games, rngs, free) 
 slots of `world_model.Games`; rngs holds one random generator per game, so that a game does not depend on the others,
 and `free` (N,) is false where another action will be played anyway. `load_expert` at the end turns --expert into one.
 
-Without weights or download (`embedded`):
-- Breakout: stay below where the ball will be in two steps; a function of what can be seen.
-- Breakout (`embedded:breakout-lookahead`), Pong: ten rules that aim at the ball; the emulator's future picks one.
-- Boxing: walk up to the opponent and punch at every other step; a function of what can be seen.
-- BipedalWalker-v3: a gait of three phases, PD control at the joints, constants tuned by the cross-entropy method.
-- Pendulum-v1: energy control, then balancing; a function of what can be seen.
-- any other Atari game: random plans tried in the emulator (slow: 70 to 100 s of one core per 1000 steps), unless
-  train_expert.py has left a small PPO actor in experts/<env_id>.pt.
+Without weights or download (`embedded`): a player of its own for some games (`EMBEDDED`; docs/collect_data.md says what
+they do); for any other Atari game a small PPO actor if train_expert.py has left one in experts/<env_id>.pt, else random
+plans tried in the emulator (slow: 70 to 100 s of one core per 1000 steps).
 """
 
 import functools
@@ -97,7 +92,10 @@ class NetworkExpert:
         else:  # Stable-Baselines3's: the archive's other members are pickles and stay closed
             with zipfile.ZipFile(path) as archive:
                 weights = torch.load(io.BytesIO(archive.read("policy.pth")), map_location="cpu", weights_only=True)
-                relu = games.atari or "data" in archive.namelist() and b"activation.ReLU" in archive.read("data")
+                data = archive.read("data") if "data" in archive.namelist() else b""
+            if re.search(rb"modules\.activation\.(?!ReLU|Tanh)", data):
+                raise ValueError("only ReLU and Tanh are known")
+            relu = games.atari or b"activation.ReLU" in data
             prefix = "features_extractor." if games.atari else "mlp_extractor.policy_net."
             keys = [key[:-7] for key in weights if key.startswith(prefix) and key.endswith(".weight")]
             self.network = build_network(weights, [*keys, "action_net"], nn.ReLU if relu else nn.Tanh)
@@ -110,6 +108,8 @@ class NetworkExpert:
         outputs, wanted = self.network[-1].out_features, space.n if hasattr(space, "n") else space.shape[0]
         if outputs != wanted:
             raise ValueError(f"it has {outputs} outputs, this environment takes {wanted}")
+        shape = (4, self.size, self.size) if games.atari else (int(np.prod(games.envs.single_observation_space.shape)),)
+        self.network(torch.zeros(1, *shape))  # inputs that do not fit are named now
 
     def act(self, games, rngs: list[np.random.Generator], free: np.ndarray) -> np.ndarray:
         """Actions (N,) or (N, A)."""
@@ -128,7 +128,7 @@ class NetworkExpert:
             self.stack = stack_frames(self.stack, games, self.size)
             return self.stack / np.float32(255)
         obs, stats = np.stack(games.obs).reshape(games.num_envs, -1), self.statistics
-        if stats is not None:
+        if stats is not None and getattr(stats, "norm_obs", True):
             obs = (obs - stats.obs_rms.mean) / np.sqrt(stats.obs_rms.var + stats.epsilon)
             obs = np.clip(obs, -stats.clip_obs, stats.clip_obs)
         return obs
@@ -156,12 +156,20 @@ class UserPlayer:
         self.env = Emulator(games, slot, rng, env_id) if games.atari else games.envs.envs[slot]
 
     def act(self, free: bool):
-        """The policy's action for what the slot shows now."""
-        if not self.games.atari:
-            return self.policy(self.games.obs[self.slot], self.env)
-        self.env.follow()
-        self.stack = stack_frames(self.stack, self.games, 84)
-        return self.policy(self.stack[self.slot], self.env)
+        """The policy's action for what the slot shows now; end with one sentence if the game has no such action."""
+        obs, space = self.games.obs[self.slot] if not self.games.atari else None, self.games.action_space
+        if self.games.atari:
+            self.env.follow()
+            self.stack = stack_frames(self.stack, self.games, 84)
+            obs = self.stack[self.slot]
+        action = np.asarray(self.policy(obs, self.env)).reshape(-1)
+        if self.games.discrete:
+            good = action.dtype.kind in "iu" and action.size == 1 and space.contains(int(action[0]))
+        else:  # beyond the bounds it is clipped
+            good = action.shape == space.shape and np.isfinite(action).all()
+        if not good:
+            raise SystemExit(f"The expert's action {action} is none of {space}: correct its function.")
+        return action[0] - space.start if self.games.discrete else action
 
 
 class Emulator:
@@ -307,7 +315,7 @@ class Follower(LookAhead):
 
 
 class Boxer(Emulator):
-    """Boxing: walk up to the opponent, stay a little above or below, and hold the button for every other two steps."""
+    """Boxing: walk up to the opponent, stay a little above or below, punch: two steps pressed, two released."""
 
     reach, tolerance, offset = 10, 6, 8  # in pixels of the 160 x 210 screen, found by random search
 

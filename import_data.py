@@ -80,7 +80,7 @@ def plain_actions(action: np.ndarray, first: np.ndarray) -> np.ndarray:
 
 
 def divide(arrays: dict, args: Args) -> Iterator[dict]:
-    """(3) The episodes in the arrays of one file: observations (T+1, ...), actions (T, ...), rewards (T,) if known."""
+    """(3) Episodes in a file's arrays: observations (T+1, ...), actions (T, ...); rewards (T,) and return if known."""
     find = lambda name: next((arrays[key] for key in KEYS[name] if key in arrays), None)  # noqa: E731
     image, taken, starts = find("observations"), find("actions"), find("first")
     also = {name: find(name) for name in ("rewards", "terminations")}
@@ -89,12 +89,15 @@ def divide(arrays: dict, args: Args) -> Iterator[dict]:
     image = pictures(image, args.env_id.endswith("NoFrameskip-v4"))
     first, own = np.arange(len(image)) == 0, len(taken) == len(image) - 1  # own: as collect_data.py stores an episode
     first = first if starts is None else first | (starts.reshape(len(first), -1) != 0).any(1)
+    for key in (*KEYS["terminations"], "truncations", "timeouts", "is_last"):
+        if starts is None and not own and key in arrays:  # a game begins where another ended
+            first[1:] |= arrays[key].reshape(-1)[:-1] != 0
     if len(taken) != len(image) - own or own and first[1:].any():
         raise ValueError(f"it has {len(taken)} actions for {len(image)} pictures")
     action, lead = plain_actions(taken, first[: len(taken)]), args.actions == "lead" and not own
     if args.actions == "auto" and not own and "episode_starts" not in arrays:
         lead = not taken[first].any()  # the first picture of a game has no action before it, so it is zero
-        if lead and action.ndim == 1 and taken.size == len(taken):
+        if lead and (action.ndim == 2 or taken.size == len(taken)):  # only a one-hot of zeros is no action
             raise ValueError("its actions may lead to their rows or be chosen there: say --actions lead or leave")
     bad = (action < 0) if action.ndim == 1 else ~np.isfinite(action).all(1)
     if (bad := bad & ~(first & lead)[: len(bad)]).any():
@@ -103,6 +106,8 @@ def divide(arrays: dict, args: Args) -> Iterator[dict]:
     for a, b in ((a, b) for a, b in zip(rows, rows[1:]) if b - a > 1):
         steps = slice(a + 1, b) if lead else slice(a, b - 1)  # where the last picture's action leads is not known
         known = {name: values.reshape(-1)[steps] for name, values in also.items() if values is not None}
+        if (rewards := also["rewards"]) is not None:  # the last one too, though its action may lead nowhere
+            known["return"] = float(rewards.reshape(-1)[a + lead : b].sum(dtype=float))
         yield {"observations": image[a:b], "actions": action[steps]} | known
 
 
@@ -128,7 +133,8 @@ def read(args: Args) -> Iterator[dict]:
 def export(args: Args) -> dict:
     """Write a folder of this project as a Minari data set."""
     meta, box = read_meta(args.source), gym.spaces.Box
-    episodes = list(map(complete, read(args)))
+    if not (episodes := list(map(complete, read(args)))):
+        raise SystemExit(f"{args.source} holds no episode: name a data set's folder.")
     import minari
     from minari.data_collector import EpisodeBuffer
 
@@ -138,7 +144,10 @@ def export(args: Args) -> dict:
     low, high = (np.float32(meta.get(key, value)) for key, value in (("low", taken.min(0)), ("high", taken.max(0))))
     actions = gym.spaces.Discrete(meta.get("num_actions", int(high.max()) + 1)) if taken.ndim == 1 else box(low, high)
     spaces = {"action_space": actions, "observation_space": box(0, 255, buffer[0].observations[0].shape, np.uint8)}
-    minari.create_dataset_from_buffers(args.to_minari, buffer, jpeg_encoding=False, **spaces)
+    try:
+        minari.create_dataset_from_buffers(args.to_minari, buffer, jpeg_encoding=False, **spaces)
+    except ValueError as error:  # it exists, or is no name
+        raise SystemExit(f"--to-minari {args.to_minari}: {error}") from None
     return {"episodes": len(buffer)}
 
 
@@ -158,9 +167,9 @@ def store(folder: Path, args: Args) -> dict:
         if len(kinds) > 1:
             raise SystemExit(f"{args.source} holds episodes of several kinds: import each kind with its own --name.")
         names.append(f"{'val' if len(names) % 10 == 9 else 'train'}_{len(names):05d}.npz")
+        returns += [episode.pop("return")] if "return" in episode else []
         write(folder / names[-1], lambda file: np.savez_compressed(file, **complete(episode)))
         taken.append(episode["actions"])
-        returns += [float(episode["rewards"].sum())] if "rewards" in episode else []
     if not names or len(names) == len(taken[0]) // 10 + 1 == 1:
         raise SystemExit(f"{args.source} holds no episode, or one too short to hold a tenth out: add others.")
     if len(names) == 1:
@@ -184,12 +193,14 @@ def look(meta: dict) -> dict:
     """(5) What the environment adds to dataset.json, if it is installed: its actions, and what random ones score."""
     try:
         games = Games(meta["env_id"], 4, meta["max_steps"], meta["grayscale"])
-    except SystemExit:
-        print(f"{meta['env_id']} is not installed here: --eval-episodes 0 trains without it.")
+    except SystemExit as error:
+        print(f"{error} Without it: --eval-episodes 0.")
         return {}
     space, most = games.action_space, meta.get("num_actions", len(meta.get("low", ())))
     if games.discrete != ("num_actions" in meta) or (most > space.n if games.discrete else most != len(space.low)):
         raise SystemExit(f"{meta['imported']} has other actions than {meta['env_id']}, {space}: name its own --env-id.")
+    if not games.discrete and ((space.low - 1e-3 > meta["low"]).any() or (space.high + 1e-3 < meta["high"]).any()):
+        raise SystemExit(f"{meta['imported']} has actions beyond {space}: clip them as the environment did.")
     own = {"num_actions": int(space.n)} if games.discrete else {k: getattr(space, k).tolist() for k in ("low", "high")}
     return own | {"random_returns": score(games, RandomExpert(), list(range(20)))}
 
@@ -205,7 +216,7 @@ def main(args: Args) -> dict:
         raise SystemExit(f"{folder} is not empty: give another --name.")
     claim(folder)
     try:
-        write(folder / "dataset.json", lambda file: file.write(b'{"complete": false}'))
+        write(folder / "dataset.json", lambda file: file.write(b'{"imported": "", "complete": false}'))
         meta = store(folder, args)
         meta |= look(meta) | {"complete": True}
         write(folder / "dataset.json", lambda file: file.write(json.dumps(meta, indent=1).encode()))

@@ -41,7 +41,7 @@ import tyro
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from world_model import Games, begin, claim, play, write
+from world_model import Games, begin, claim, command, load, play, write
 
 
 @dataclass
@@ -188,14 +188,15 @@ def main(args: Args) -> dict:
     first, seconds, recent, rows = 0, 0.0, [], []  # recent: returns of the last 20 games
     checkpoint = run_dir / "checkpoint.pt"
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        if saved["settings"] != settings:
+        saved = load(checkpoint)
+        if saved.get("settings") != settings:
             raise SystemExit(f"{checkpoint} is from a run with other settings; delete it or choose another --run-dir.")
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         first, seconds, recent, rows = saved["update"], saved["seconds"], saved["recent"], saved["rows"]
         print(f"Resume {run_dir} after {first} of {updates} updates.")
+    args.size == "debug" or claim(args.experts_dir, make=False)
     claim(run_dir)
     writer = SummaryWriter(run_dir, purge_step=first * T * N + 1)
     began = time.perf_counter() - seconds
@@ -287,4 +288,4 @@ def main(args: Args) -> dict:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Args))
+    command(main, lambda: tyro.cli(Args))

@@ -7,8 +7,8 @@
     python benchmark/clip.py --run-dir runs/PongNoFrameskip-v4/ditto-small-30-1 --out docs/agent_and_dream.gif
 
 Left the game; right the dream, which starts in the model's state every `horizon` steps, is then shown no picture any
-more (only the actions), and is drawn with a bar that grows as it runs on. For ditto.py, d_gail.py, d_bc.py and aime.py,
-whose sensors are drawn as the pose that they say, with a demonstration left of the game.
+more (only the actions), and is drawn with a bar that grows as it runs on. For runs of ditto.py, d_gail.py, d_bc.py and
+aime_atari.py; and of aime.py, drawn as poses, with a demonstration on the left.
 """
 
 import json
@@ -46,8 +46,10 @@ class Args:
 
 @torch.no_grad()
 def main(args: Args) -> Path:
+    file = Path(args.run_dir) / "result.json"
+    if not file.exists() or "world_model" not in (result := json.loads(file.read_text())):
+        sys.exit(f"{args.run_dir} is no finished run of ditto.py, d_gail.py, d_bc.py, aime_atari.py or aime.py.")
     saved = load(Path(args.run_dir) / "checkpoint.pt")
-    result = json.loads((Path(args.run_dir) / "result.json").read_text())
     model, made = load_world_model(result["world_model"]), SimpleNamespace(**result["args"])
     steps = args.skip + args.steps
     if "policy" in saved:  # AIME's
@@ -62,6 +64,8 @@ def main(args: Args) -> Path:
     actor.load_state_dict(saved["policy" if "policy" in saved else "actor"])
     torch.manual_seed(args.seed)
     (game,) = play(games, player(model, act), [args.seed], keep=(args.seed,))
+    if game["length"] <= args.skip:
+        sys.exit(f"The game has {game['length']} steps: lower --skip.")
     image = torch.from_numpy(game["observations"])[:, None]  # (T + 1, 1, 64, 64, C)
     action = torch.as_tensor(game["actions"])
     action = torch.nn.functional.one_hot(action.long(), games.action_size).float() if games.discrete else action.float()

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from ale_py.vector_env import AtariVectorEnv
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+import tiny
 from tiny import assert_one_sentence
 
 from collect_data import FIELDS, Args, Policy, collect, main
@@ -320,12 +321,12 @@ def test_unbounded_actions_are_refused(env_id):
 # ---- experts
 
 
-def write_zip(path: Path, weights: dict) -> None:
+def write_zip(path: Path, weights: dict, data: bytes = b"{}") -> None:
     buffer = io.BytesIO()
     torch.save(weights, buffer)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("policy.pth", buffer.getvalue())
-        archive.writestr("data", b"{}")
+        archive.writestr("data", data)
 
 
 def test_zoo_atari_agent(tmp_path):
@@ -382,6 +383,16 @@ def test_zoo_vector_agent_with_statistics(tmp_path):
     expert = load_expert(str(tmp_path / "agent.zip"), "Drawn-v0", games)
     action = expert.act(games, [np.random.default_rng(0)], np.ones(1, bool))
     assert np.allclose(action, 2 * np.tanh(1.0 + 0.5 - 10.0), atol=1e-6)  # (3 - 1) / 2, 0.5, clipped to -10
+    stats.norm_obs = False
+    (tmp_path / "vecnormalize.pkl").write_bytes(pickle.dumps(stats))
+    assert np.array_equal(load_expert(str(tmp_path / "agent.zip"), "Drawn-v0", games).observe(games), games.obs)
+    weights["mlp_extractor.policy_net.0.weight"] = torch.ones(2, 24)
+    write_zip(tmp_path / "wide.zip", weights)
+    with pytest.raises(SystemExit, match="cannot play Drawn-v0 .RuntimeError: mat1 and mat2"):
+        load_expert(str(tmp_path / "wide.zip"), "Drawn-v0", games)
+    write_zip(tmp_path / "elu.zip", weights, b'{"activation_fn": "torch.nn.modules.activation.ELU"}')
+    with pytest.raises(SystemExit, match="only ReLU and Tanh are known"):
+        load_expert(str(tmp_path / "elu.zip"), "Drawn-v0", games)
 
 
 class Malicious:
@@ -429,6 +440,16 @@ def test_user_policy_on_atari(tmp_path, monkeypatch):
     args = Args(expert="ram_policy:aim", num_envs=2, max_steps=20)
     assert [episode["seed"] for episode in collect(args, tmp_path, [("a.npz", 1), ("b.npz", 2)])] == [1, 2]
     assert np.load("a.npz")["actions"].shape == (20,)
+
+
+@pytest.mark.parametrize("wrong", [3, 1.5, np.nan, [0, 0]])
+def test_a_users_impossible_action_is_named(monkeypatch, wrong):
+    env_id = "Blocks-v0" if np.size(wrong) == 1 and np.isfinite(wrong) else "Slide-v0"
+    monkeypatch.setattr(tiny, "expert", lambda observation, env: wrong)
+    games = Games(env_id, 1)
+    with pytest.raises(SystemExit, match="action .* is none of") as stop:
+        list(play(games, Policy(games, load_expert("tiny:expert", env_id, games)), [1]))
+    assert_one_sentence(stop)
 
 
 def test_processes_play_the_same_games(tmp_path):

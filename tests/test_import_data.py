@@ -10,6 +10,7 @@ import torch
 from tiny import assert_one_sentence
 
 import bc_pixels
+import collect_data
 import world_model
 from import_data import Args, divide, main, pictures
 from world_model import Episodes
@@ -81,6 +82,31 @@ def test_stable_baselines_style(tmp_path):
     assert found == [(t, t % 3, t + 1) for t in range(39) if t != 19]  # actions leave their rows
 
 
+@pytest.mark.parametrize("key", ["terminals", "timeouts", "is_last"])
+def test_games_end_where_a_file_says_so(tmp_path, key):
+    """D4RL's layout: no row says where a game begins. The last reward counts, though its action leads nowhere."""
+    ends = np.arange(40) % 10 == 9
+    arrays = {"observations": grey(40), "actions": np.arange(40) % 3, "rewards": ends * 2.0, key: ends}
+    np.savez(tmp_path / "a.npz", **arrays)
+    folder = imported(tmp_path, tmp_path / "a.npz", actions="leave")
+    found = pairs(Episodes([folder], "train")) + pairs(Episodes([folder], "val"))
+    assert found == [(t, t % 3, t + 1) for t in range(39) if t % 10 != 9]
+    meta = json.loads((folder / "dataset.json").read_text())
+    assert meta["episodes"] == [{"return": 2.0, "length": 9}] * 4 and meta["max_steps"] == 9
+    with np.load(folder / "train_00000.npz") as npz:
+        assert "return" not in npz
+
+
+def test_nothing_is_collected_into_an_import(tmp_path):
+    np.savez(tmp_path / "a.npz", image=grey(40), action=np.arange(40) % 3, is_first=np.arange(40) % 20 == 0)
+    folder = imported(tmp_path, tmp_path / "a.npz", actions="leave", env_id="Blocks-v0")
+    folder = folder.parents[1] / "Blocks-v0" / "expert"
+    with pytest.raises(SystemExit, match="holds 1 imported games to learn from, and no expert can add") as stop:
+        collect_data.main(collect_data.Args(env_id="Blocks-v0", expert="random", data_dir=str(tmp_path / "data")))
+    assert_one_sentence(stop)
+    assert len(list(folder.glob("*.npz"))) == 2
+
+
 def test_actions_that_lead_or_leave(tmp_path):
     first, action = np.arange(20) == 0, np.arange(20) % 3
     arrays = {"image": grey(20), "is_first": first}
@@ -91,7 +117,10 @@ def test_actions_that_lead_or_leave(tmp_path):
     (told,) = divide(arrays | {"action": np.eye(3)[action]}, Args("x"))  # the first row has an action: it leaves
     assert left["actions"].tolist() == told["actions"].tolist() == action[:-1].tolist()
     assert led["actions"].tolist() == action[1:].tolist()
-    (real,) = divide(arrays | {"action": onehot(action, first)[:, :2] * 0.5}, Args("x"))
+    rest = {"action": onehot(action, first)[:, :2] * 0.5}  # a robot at rest chooses zeros too
+    with pytest.raises(ValueError, match="say --actions lead or"):
+        list(divide(arrays | rest, Args("x")))
+    (real,) = divide(arrays | rest, Args("x", actions="lead"))
     assert real["actions"].dtype == np.float32 and real["actions"].shape == (19, 2)
     (own,) = divide({"observations": grey(20), "actions": action[:-1]}, Args("x"))
     assert own["actions"].tolist() == action[:-1].tolist()
