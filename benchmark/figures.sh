@@ -55,6 +55,7 @@ aime)
     python benchmark/run_grid.py --num-expert-episodes 100 --jobs 2 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts bco --seeds 1 2 3 --options="--size small --threads 1 --body walker-stand-buffer" --variants "stand1000m40:" "stand1000mid: --demo walker-walkmid-expert"
     python benchmark/plot.py --figure lengths --csv benchmark/results/aime_cells.csv --env-ids walker-walk --num-expert-episodes 100 --variants stand1000 stand1000m40 stand1000m40u20 --out docs/lengths_walker_stand.png
     python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000u10: --updates 10000 --eval-every 2000"
+    python benchmark/run_grid.py --num-expert-episodes 100 --results benchmark/results/aime_cells.csv --out runs/grid_cells --env-ids walker-walk --scripts aime --seeds 1 --options="--size small --threads 1 --body walker-walk-buffer --world-model runs/walk1000/world_model/checkpoint.pt" --variants "walk1000u20: --updates 20000"
     # running: as what is imitated, and as what the body knows, with two lengths of phase 1; and random actions
     python dmc.py --env-id walker-run
     python aime.py --env-id walker-run --body walker-run-buffer --size small --updates 0 --run-dir runs/run1000
