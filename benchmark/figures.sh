@@ -40,6 +40,7 @@ aime)
     # docs/aime.md: 1000 games of SAC, phase 1 once (--updates 0), then the cells; `pip install -r requirements-dmc.txt`
     python dmc.py --env-id walker-walk
     python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --run-dir runs/walk1000
+    python aime.py --env-id walker-walk --body walker-walk-buffer --size small --updates 0 --model-updates 40000 --run-dir runs/walk1000long
     # (walker-walkmid-expert: games 620 to 719 of that buffer and its dataset.json, copied by hand as 0.npz to 99.npz)
     python dmc.py --env-id walker-stand --num-episodes 1000 --update-every 6 --target-entropy 0 --noise 0.5
     python aime.py --env-id walker-stand --body walker-stand-buffer --size small --updates 0 --run-dir runs/stand1000
