@@ -180,8 +180,7 @@ def main(args: Args) -> dict:
 
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
-    num_actions = Games(args.env_id, 1).action_size
-    model = ActorCritic(num_actions)
+    model = ActorCritic(num_actions := Games(args.env_id, 1).action_size)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr, eps=1e-5, fused=True)
     T, N = args.num_steps, args.num_envs
     updates = max(args.total_steps // (T * N), 1)
