@@ -17,7 +17,7 @@ model and trains the policy through it.
   (6) play its action                                                                           `stacked`
 
     python bco.py --env-id walker-walk                     (walk -> walk; makes whatever is missing; needs dm_control)
-    python bco.py --env-id walker-walk --body walker-stand-buffer --method oracle
+    python bco.py --env-id walker-walk --method oracle
     python bco.py --env-id walker-walk --eval-only
 
 Differences from the authors' code (AIME's): the split is by trajectory, not by window, so that overlapping windows do
