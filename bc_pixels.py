@@ -58,7 +58,7 @@ class Args:
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
     depth: int = 48
-    """channels of the first convolution; the others have 2, 4 and 8 times as many"""
+    """channels of the first convolution; each further one doubles them"""
     pixel_stats: Literal["global", "pixel"] = "global"
     """normalise grey levels by one mean and standard deviation (global, as the authors do) or per pixel (pixel)"""
     pixel_std_floor: float = 1.0

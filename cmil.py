@@ -73,7 +73,7 @@ class Args:
     """steps after which demonstrations and games are cut; 0: the environment's own limit"""
     # world model
     depth: int = 48
-    """channels of the first convolution; the others have 2, 4 and 8 times as many"""
+    """channels of the first convolution; each further one doubles them"""
     picture: int = 64
     """side of the pictures that the model sees: 64, or 32, every second pixel after the moving maximum"""
     deter: int = 400

@@ -143,6 +143,7 @@ def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], 
             process.terminate()
         raise
     finally:
+        del os.environ["MAKER"]  # what is begun later has another maker
         pool.shutdown(wait=False, cancel_futures=True)
 
 

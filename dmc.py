@@ -40,7 +40,7 @@ import numpy as np
 import torch
 import tyro
 
-from world_model import begin, command, progress, read_meta, write
+from world_model import begin, claim, command, progress, read_meta, write
 
 
 @dataclass
@@ -268,7 +268,7 @@ class Recorder(gym.Wrapper):
         self.folder, self.returns = folder, []
         if list(folder.glob("*.npz")) and not any((folder / name).exists() for name in ("unfinished", "dataset.json")):
             sys.exit(f"{folder} holds trajectories that dmc.py did not make: give another --data-dir.")
-        folder.mkdir(parents=True, exist_ok=True)
+        claim(folder)
         (folder / "unfinished").touch()  # `main` takes it away
         for file in folder.glob("*.npz"):
             file.unlink()  # games of an earlier agent

@@ -19,7 +19,8 @@ could not foresee. Imitation then happens inside this model, without the environ
     python world_model.py --env-id BreakoutNoFrameskip-v4
     torchrun --nproc-per-node 4 world_model.py --env-id BreakoutNoFrameskip-v4      (several GPUs)
 
-Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes, F = D + S*K, E embedding, A actions:
+Symbols (paper: code, shape), with B batch, T time, D deter, S groups, K classes, F = D + S*K, E embedding, A actions
+(pictures are of 64 x 64, or, once `shrink` has shown them, of 32 x 32):
   x_t: image (T, B, 64, 64, C) uint8    a_{t-1}: prev_action (T, B, A), one-hot if discrete; it led to image[t]
   h_t: deter (T, B, D)    z_t: stoch (T, B, S*K)    s_t: feat (T, B, F)    is_first (T, B) bool, true on a first frame
 
@@ -30,11 +31,10 @@ prose, DreamerV2 and the authors' code agree on ours. The small sizes leave the 
 """
 
 import copy
-import csv
 import dataclasses
-import difflib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -90,7 +90,7 @@ class Args:
     """L, consecutive frames per stream and update"""
     # world model
     depth: int = 48
-    """channels of the first convolution; the others have 2, 4 and 8 times as many"""
+    """channels of the first convolution; each further one doubles them"""
     deter: int = 1024
     """D, width of the recurrent state h"""
     stoch: int = 32
@@ -185,7 +185,8 @@ def make_env(env_id: str) -> gym.Env:
             problem = "has other Atari rules than the paper, use its NoFrameskip-v4 id"
         elif render and "rgb_array" not in env.metadata.get("render_modes", []):
             problem = "neither observes images nor renders rgb_array"
-        elif not hasattr(space, "n") and not (space.dtype.kind == "f" and len(space.shape) == 1 and space.is_bounded()):
+        elif not (isinstance(space, gym.spaces.Discrete) or isinstance(space, gym.spaces.Box) and space.is_bounded()
+                  and space.dtype.kind == "f" and len(space.shape) == 1):  # fmt: skip
             problem = f"has actions {space}, only Discrete and a flat, bounded float Box are supported"
         else:
             env.close()
@@ -196,11 +197,7 @@ def make_env(env_id: str) -> gym.Env:
         env.close()
     except (gym.error.Error, ImportError) as error:
         problem = f"cannot be made ({str(error).strip().splitlines()[0]})"
-        if env_id in gym.registry:  # known, but something is not installed
-            raise SystemExit(f"--env-id {env_id} {problem}.") from None
-    known = [key for key, spec in gym.registry.items() if "NoFrameskip-v4" in key or "game" not in spec.kwargs]
-    close = ", ".join(difflib.get_close_matches(env_id, known, cutoff=0.3))
-    raise SystemExit(f"--env-id {env_id} {problem}; the closest names: {close or 'none'}.")
+    raise SystemExit(f"--env-id {env_id} {problem}.")
 
 
 class Games:
@@ -230,7 +227,7 @@ class Games:
             make = make or functools.partial(make_env, env_id)
             self.envs = gym.vector.SyncVectorEnv([make] * num_envs, autoreset_mode=gym.vector.AutoresetMode.DISABLED)
         self.action_space = self.envs.single_action_space
-        self.discrete = hasattr(self.action_space, "n")
+        self.discrete = isinstance(self.action_space, gym.spaces.Discrete)
         self.action_size = int(self.action_space.n if self.discrete else self.action_space.shape[0])
 
     def reset(self, seeds: Iterable[int]) -> None:
@@ -396,7 +393,7 @@ class Episodes:
                          "let import_data.py divide one, or name another folder.")  # fmt: skip
             for file in files[: limit or None]:
                 image, prev_action = self.read(file, meta, actions)
-                images.append(image if shown is None else shown(torch.from_numpy(image)).numpy())
+                images.append(image if shown is None else shown(torch.from_numpy(image)).contiguous().numpy())
                 prev_actions.append(prev_action)
                 begun = begun or file
                 if images[-1].shape[1:] != images[0].shape[1:] or prev_action.shape[1:] != prev_actions[0].shape[1:]:
@@ -419,7 +416,8 @@ class Episodes:
     def read(self, file: Path, meta: dict, actions: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """One file as image (T+1, 64, 64, C) and prev_action (T+1, A), zeros first, one-hot if discrete."""
         count = meta.get("num_actions")
-        low, high = (0, count - 1) if count else (np.array(meta.get(k, x)) for k, x in (("low", -1e30), ("high", 1e30)))
+        bounds = {"low": -1e30, "high": 1e30} | (meta if actions else {})
+        low, high = (0, count - 1) if count else (np.array(bounds[name]) for name in ("low", "high"))
         try:
             with np.load(file, allow_pickle=False) as npz:
                 dreamer = "image" in npz
@@ -464,9 +462,7 @@ class Episodes:
 
 def window_starts(starts: Tensor, length: int) -> Tensor:
     """Rows at which a window of `length` rows begins that crosses no episode's end (`starts` as in `Episodes`)."""
-    row = torch.arange(int(starts[-1]))
-    ends = starts[torch.searchsorted(starts, row, right=True)]
-    return row[row + length <= ends]
+    return torch.cat([torch.arange(a, max(a, b - length + 1)) for a, b in itertools.pairwise(starts.tolist())])
 
 
 class Streams:
@@ -616,7 +612,7 @@ def shrink(image: Tensor, dilation: int, picture: int) -> Tensor:
 
 
 def encoder_of(depth: int, channels: int, picture: int) -> nn.Sequential:
-    """Convolutions (B, C, 64, 64) -> (B, 32 * depth), sides 64 -> 31 -> 14 -> 6 -> 2; one fewer for pictures of 32."""
+    """Convolutions (B, C, 64, 64) -> (B, 32 * depth), sides 64 -> 31 -> 14 -> 6 -> 2; of 32: 16 * depth."""
     widths = [channels, depth, 2 * depth, 4 * depth, 8 * depth][: 5 if picture == 64 else 4]
     layers = [layer for i, o in zip(widths, widths[1:]) for layer in (nn.Conv2d(i, o, 4, stride=2), nn.ELU())]
     return nn.Sequential(*layers, nn.Flatten())
@@ -638,9 +634,9 @@ class WorldModel(nn.Module):
 
     # what a config may leave out. classes 0: a Gaussian latent of size stoch. sensors O: observations are vectors (O,),
     # not pictures. deviation learned: the decoder predicts its own. layers: hidden ones of prior and posterior
-    defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "layers": 1, "ensemble": 1, "free_nats": 0.0,
-                "picture": 64, "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0,
-                "beta": 1.0, "kl_balance": None}  # fmt: skip
+    defaults = {"classes": 0, "sensors": 0, "deviation": "fixed", "layers": 1, "ensemble": 1, "picture": 64,
+                "depth": 0, "channels": 1, "pixel_stats": "global", "dilation": 1, "image_weight": 1.0, "beta": 1.0,
+                "kl_balance": None}  # fmt: skip
 
     def __init__(self, config: dict):
         super().__init__()
@@ -648,8 +644,7 @@ class WorldModel(nn.Module):
         depth, hidden, channels, deter, picture = (c[k] for k in ("depth", "hidden", "channels", "deter", "picture"))
         self.sensors, self.picture, self.dilation, self.learned = (
             c["sensors"], picture, c["dilation"], c["deviation"] == "learned")  # fmt: skip
-        self.image_weight, self.beta, self.kl_balance, self.free_nats = (
-            c["image_weight"], c["beta"], c["kl_balance"], c["free_nats"])  # fmt: skip
+        self.image_weight, self.beta, self.kl_balance = c["image_weight"], c["beta"], c["kl_balance"]
         self.latent = CategoricalLatent(c["stoch"], c["classes"]) if c["classes"] else GaussianLatent(c["stoch"])
         self.deter_size, self.feat_size = deter, deter + self.latent.size
         # statistics of the pictures, set by the training script (`measure`)
@@ -810,8 +805,7 @@ class WorldModel(nn.Module):
 
         A fixed deviation is 1 and its constants are left out; a learned one reweights both terms (`beta_nll`).
         """
-        priors = [self.prior(deter, k) for k in range(len(self.priors))]  # (T, B, S*K): the loop does not need them
-        kl = sum(kl_balanced(self.latent, post, prior, alpha, free_nats) for prior in priors) / len(priors)
+        kl = kl_balanced(self.latent, post, self.prior(deter), alpha, free_nats)  # of all steps at once, after the loop
         mean, std = self.predict(torch.cat([deter, stoch], -1))
         if std is None:
             nll = 0.5 * (mean - pixels).square().sum(tuple(range(2, mean.ndim)))
@@ -823,7 +817,7 @@ class WorldModel(nn.Module):
         """Eq. 11 on a batch (shapes of `encode`), averaged over frames: loss (), metrics, state to carry on with."""
         pixels = self.preprocess(image)  # (T, B, C, 64, 64)
         deter, stoch, post, state = self.filter(self.embed(pixels), prev_action, is_first, state)
-        nll, kl, _ = self.evidence(pixels, deter, stoch, post, self.kl_balance, self.free_nats)
+        nll, kl, _ = self.evidence(pixels, deter, stoch, post, self.kl_balance)
         nll, kl = nll.mean(), kl.mean()
         loss = self.image_weight * nll + self.beta * kl  # differs from Eq. 11: image_weight, paper size 2 (code)
         metrics = {"losses/world_model": loss.detach(), "losses/image_nll": nll.detach(), "losses/kl": kl.detach()}
@@ -870,8 +864,8 @@ def begin(args) -> None:
             time.sleep(0.5)
         os._exit(1)
 
-    if (maker := os.environ.get("MAKER")) == str(os.getppid()):
-        threading.Thread(target=watch, args=[int(maker)], daemon=True).start()
+    if os.name == "posix" and (maker := int(os.environ.get("MAKER", 0))):  # it may be gone already
+        threading.Thread(target=watch, args=[maker], daemon=True).start()
 
 
 CLAIMED: dict[Path, FileLock] = {}  # folders that this process has taken
@@ -913,7 +907,7 @@ def run_folder(args, name: str) -> Path:
 
 
 def write(path: Path, save) -> None:
-    """Let save(file) write a file under a temporary name and rename it: a crash leaves the old one whole."""
+    """Let save(file) write a file under a temporary name and rename it: a kill leaves the old one whole."""
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -1049,7 +1043,7 @@ class Run:
         print(f"resuming {self.file} at update {self.step}")
 
     def save(self) -> None:
-        """Write the checkpoint under a temporary name, then rename it: a crash leaves the old one whole."""
+        """Write the checkpoint."""
         same, own = {}, {"torch_rng": torch.get_rng_state()}
         own |= {name: torch.get_device_module(self.device).get_rng_state(self.device) for name in self.noise}
         for name, part in self.parts.items():
@@ -1115,9 +1109,6 @@ class Run:
         self.check({k: v for k, v in self.report.items() if k in metrics and k.startswith(("losses/", "imagine/"))})
         for name in metrics:
             self.writer.add_scalar(name, self.report[name], self.step)
-        if "expert/action_agreement" in metrics and self.saved == 0:
-            self.bar.write("latent_distance, L_d: how far its dreams are from the expert's held-out games, 0 the same; "
-                           "action_agreement: the share of the expert's actions that it would choose")  # fmt: skip
         texts = (f"{name.split('/')[1]} {self.report[name]:.4g}" for name in shown if name in self.report)
         self.bar.set_description_str("  ".join(texts), refresh=False)
 
@@ -1132,7 +1123,7 @@ class Run:
         played.sort(key=lambda game: game["seed"])
         with open(self.folder / name, "a", newline="") as out:
             out.write("" if out.tell() else "update,seed,return,length\n")
-            csv.writer(out).writerows([step, game["seed"], game["return"], game["length"]] for game in played)
+            out.writelines(f"{step},{game['seed']},{game['return']},{game['length']}\n" for game in played)
         return np.array([game["return"] for game in played]), played[0]
 
     def own_noise(self):

@@ -166,8 +166,9 @@ def main(args: Args) -> list[dict]:
     if args.csv:
         names = ("body", "data", "part", "return", "standard_error", "sensor_change", "squared_action", "inverse_error",
                  "action_variance", "actions", "elbo", "kl", "world_model", "seed")  # fmt: skip
+        Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(args.csv, "a", newline="") as out:
-            table = csv.DictWriter(out, names)
+            table = csv.DictWriter(out, names, lineterminator="\n")
             if not out.tell():
                 table.writeheader()
             origin = {"body": args.body, "world_model": args.world_model, "seed": args.seed}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The literal commands of every figure and table: copy one, or run all of a size with
+# The literal commands of every drawn figure and table (a dream_*.png is a world model's dream.png): copy one, or run all of a size with
 #     bash benchmark/figures.sh small          (CPU: Pong and Acrobot, whose world models and 36 demonstrations are shipped)
 #     bash benchmark/figures.sh aime           (CPU: dm_control's Walker and Cheetah, and Pong without the expert's actions)
 #     bash benchmark/figures.sh aime_first     (CPU: what AIME's smaller buffers said)
@@ -29,6 +29,8 @@ small)
     python benchmark/plot.py --figure training --size small --env-ids Acrobot-v1 --num-expert-episodes 4 --out docs/training_Acrobot_4.png
     python benchmark/plot.py --figure episodes --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/episodes.png
     python benchmark/plot.py --figure table --size small --env-ids PongNoFrameskip-v4 Acrobot-v1 --out docs/table.md
+    python benchmark/plot.py --figure training --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 4 --out docs/training_Pong_4.png
+    python benchmark/plot.py --figure training --csv benchmark/results/boxing_ditto.csv --env-ids BoxingNoFrameskip-v4 --out docs/training_Boxing.png
     # Figure 4: horizon; the default has H = 5
     python benchmark/run_grid.py --env-ids PongNoFrameskip-v4 --scripts ditto --num-expert-episodes 30 --seeds 1 2 3 --jobs 2 --variants "default:" "h1: --horizon 1" "h15: --horizon 15" --options="--size small --threads 1"
     python benchmark/plot.py --figure horizon --size small --env-ids PongNoFrameskip-v4 --num-expert-episodes 30 --out docs/horizon_Pong.png

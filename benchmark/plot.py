@@ -1,6 +1,5 @@
-"""Draw the figures and the table from the CSV files of benchmark/run_grid.py, or one run from its folder.
+"""Draw the figures and the table from the CSV files of benchmark/run_grid.py.
 
-    python benchmark/plot.py --csv benchmark/results/ditto_MsPacman_small_metrics.csv --expert 764.2 --random 249.0
     python benchmark/plot.py --figure log --csv runs/PongNoFrameskip-v4/ditto-small-30-1 --out pong_metrics.csv
     python benchmark/plot.py --figure training --num-expert-episodes 30 --out docs/training.png
     python benchmark/plot.py --figure episodes --out docs/episodes.png
@@ -11,7 +10,6 @@
     python benchmark/plot.py --figure cells --csv benchmark/results/aime_cells.csv --variants stand walk run
     python benchmark/plot.py --figure table
 
-    run        one run: its folder, or the CSV of its log
     log        the scalars in the event files of a run's folder as CSV: step, seconds, name, value
     training   the paper's Figure 2: return, latent distance and action agreement (AIME: action error) through training,
                and how each metric correlates with the return over all validations
@@ -57,18 +55,13 @@ except ModuleNotFoundError as error:
 @dataclass
 class Args:
     figure: Literal[
-        "run", "log", "training", "episodes", "horizon", "variants", "model", "lengths", "cells", "interaction", "table"
-    ] = "run"  # fmt: skip
+        "log", "training", "episodes", "horizon", "variants", "model", "lengths", "cells", "interaction", "table"
+    ] = "training"  # fmt: skip
     """what to draw or write"""
     csv: str = "benchmark/results/grid.csv"
-    """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for run and log: a run's folder"""
+    """grid.csv of a grid, its _metrics.csv and _episodes.csv beside it; for log: a run's folder"""
     out: str = ""
     """picture to write, or the table; default docs/<figure>.png, table and log to the terminal only"""
-    # run
-    expert: float = float("nan")
-    """run: expert's mean return"""
-    random: float = float("nan")
-    """run: random policy's mean return"""
     # which cells
     env_ids: list[str] = field(default_factory=list)
     """environments; empty: all in the file"""
@@ -160,7 +153,7 @@ def select(rows: list[dict], args: Args, variants: Callable[[str], bool]) -> lis
     if len(sizes := sorted({row["size"] for row in rows})) > 1:
         sys.exit(f"{args.csv} holds the sizes {', '.join(sizes)}: choose one with --size.")
     for cell, seeds in grouped(rows, *KEY[:-1]).items():
-        if len({row["updates"] for row in seeds}) > 1:
+        if len({row["updates"] for row in seeds if row["script"] != "bco"}) > 1:  # which stops by itself
             print(f"warning: the seeds of {' '.join(map(str, cell))} had different --updates", file=sys.stderr)
     return rows
 
@@ -229,9 +222,11 @@ def new_figure(rows: int, columns: int, height: float, **options):
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def reference_lines(axis, rows: list[dict]) -> None:
-    """Expert's and random policy's mean return; they differ a little where cells used different demonstrations."""
-    expert, random = (float(np.nanmean(column(rows, f"{name}_return"))) for name in ("expert", "random"))
+def reference_lines(axis, rows: list[dict] = ()) -> None:
+    """Expert's and random policy's mean return, without rows their scores; where cells used different demonstrations
+    the returns differ a little."""
+    given = [float(np.nanmean(column(rows, f"{name}_return"))) for name in ("expert", "random") if rows]
+    expert, random = given or (1, 0)
     axis.axhline(expert, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
     axis.axhline(random, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
 
@@ -247,43 +242,14 @@ def finish(figure, axes, path: str) -> None:
     print(f"wrote {path}")
 
 
-def read_run(args: Args) -> list[dict[str, str]]:
-    """Log of one run, from its event files or from a CSV."""
-    rows = read_log(Path(args.csv)) if Path(args.csv).is_dir() else read_rows(Path(args.csv))
-    return rows or sys.exit(f"There is no {args.csv}: name a run's folder, or the CSV of its log, with --csv.")
-
-
 def write_log(args: Args) -> dict:
     """One run's log as CSV."""
-    rows = read_run(args)
+    rows = read_log(Path(args.csv)) or sys.exit(f"There is no log in {args.csv}: name a run's folder with --csv.")
     with open(args.out, "w", newline="") if args.out else contextlib.nullcontext(sys.stdout) as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     return {"rows": len(rows)}
-
-
-def draw_run(args: Args) -> dict:
-    """One run: return in the real game, reward in the dream, latent distance."""
-    series = defaultdict(dict)  # name -> step -> value
-    for row in read_run(args):
-        series[row["name"]][int(row["step"])] = float(row["value"] or "nan")
-    figure = Figure(figsize=(13, 3.6))
-    axes = figure.subplots(1, 3)
-    returns = {s: v for s, v in series["eval/return_mean"].items() if s % 500 == 0}
-    axes[0].plot(list(returns), list(returns.values()), "o-", label="DITTO, 8 games")
-    axes[0].axhline(args.expert, color="green", label="expert")
-    axes[0].axhline(args.random, color="gray", label="random")
-    axes[1].plot(list(series["imagine/reward"]), list(series["imagine/reward"].values()))
-    for name, label in (("", "agent"), ("_expert_actions", "expert's own actions")):
-        points = series[f"expert/latent_distance{name}"]
-        axes[2].plot(list(points), list(points.values()), label=label)
-    for axis, title in zip(axes, ("return, real game", "reward per imagined step", "latent distance L_d, held out")):
-        axis.set(title=title, xlabel="gradient updates")
-    axes[0].legend(), axes[2].legend()
-    figure.tight_layout()
-    figure.savefig(args.out or "docs/ditto_MsPacman.png", dpi=80)
-    return {"points": len(returns)}
 
 
 PANELS = (("eval/return_mean", "return"), ("expert/latent_distance", "latent distance $L_d$"),
@@ -318,12 +284,11 @@ def draw_training(args: Args) -> dict:
         for axis, (name, label) in zip(axes[:, c], panels):
             for script in in_order(row["script"] for row in env_cells):
                 mine = [row for row in env_rows if row["script"] == script and row["name"] == name]
-                by_step = {step: column(group, "value") for step, group in grouped(mine, "step").items()}
-                if not by_step:  # BC from pixels has no latents
+                if not mine:  # BC from pixels has no latents
                     continue
                 title, colour, marker = style(script)
-                steps, mean = np.array(list(by_step)), np.array([values.mean() for values in by_step.values()])
-                error = np.nan_to_num([standard_error(values) for values in by_step.values()])
+                steps, mean, error = means(mine, "step", "value")
+                error = np.nan_to_num(error)
                 axis.plot(steps, mean, color=colour, marker=marker, label=title)
                 axis.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
             axis.set(ylabel=label)
@@ -391,8 +356,7 @@ def draw_horizon(args: Args) -> dict:
             points[env_id, script] = x, mean, error = means(mine, "horizon", "score")
             axis.errorbar(x, mean, np.nan_to_num(error), color=colour, marker=marker, capsize=2, label=title)
             axis.plot(column(mine, "horizon"), column(mine, "score"), ".", color=colour, alpha=0.35)
-        axis.axhline(1, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
-        axis.axhline(0, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
+        reference_lines(axis)
         axis.set_xticks(sorted({int(row["horizon"]) for row in rows}))
         axis.set(xlabel="horizon $H$", ylabel="score", title=caption(env_id, rows))
     finish(figure, axes, args.out or "docs/horizon.png")
@@ -420,8 +384,7 @@ def draw_variants(args: Args) -> dict:
                 axis.bar(place, scores.mean(), 0.9 * width, yerr=error, capsize=2, color=colour, alpha=0.75,
                          label=title if not axis.get_legend_handles_labels()[1].count(title) else None)  # fmt: skip
                 axis.plot([place] * len(scores), scores, "o", color="black", markersize=2.5, alpha=0.6)
-        axis.axhline(1, color="black", linestyle="--", linewidth=1, label="expert", zorder=1)
-        axis.axhline(0, color="gray", linestyle=":", linewidth=1, label="random", zorder=1)
+        reference_lines(axis)
         axis.set_ylim(bottom=min(-0.05, axis.get_ylim()[0]))  # or the axis hides the line of the random policy
         axis.set_xticks(range(len(names)), names)
         axis.grid(axis="x", visible=False)
@@ -493,7 +456,8 @@ def draw_cells(args: Args) -> dict:
     parts = lambda variant: re.fullmatch(form, variant) or [None] * 3  # noqa: E731
     place = lambda row: ((p := parts(row["variant"]))[1], row["env_id"], p[2] or "lpomdp")  # noqa: E731
     rows = select(read(Path(args.csv)), args, lambda variant: parts(variant)[1])
-    rows = one_count([row for row in rows if (*place(row), row["script"]) in paper], args)
+    rows = [row for row in rows if (*place(row), row["script"]) in paper]
+    rows = one_count(rows, args) if rows else sys.exit(f"{args.csv} has none of the paper's cells: see --help.")
     names, scripts = list(dict.fromkeys(map(place, rows))), in_order(row["script"] for row in rows)
     figure, axes = new_figure(1, 1, 2.4)
     figure.set_figwidth(max(WIDTH, 1.1 * len(names)))
@@ -533,12 +497,14 @@ def draw_interaction(args: Args) -> dict:
     for row in read(file.with_name(f"{file.stem}_metrics.csv")):
         if (cell := tuple(row[name] for name in KEY)) in chosen:
             table[cell, row["step"]][row["name"]] = row["value"]
+    if not any("charts/env_steps" in values for values in table.values()):
+        sys.exit(f"{args.csv} has no run of cmil.py: name another with --csv.")
     by_env, curves = grouped(cells, "env_id"), {}
     figure, axes = new_figure(len(CURVES), len(by_env), 1.65, sharex="col")
     for c, (env_id, env_cells) in enumerate(by_env.items()):
         names = in_order(row["variant"] for row in env_cells)
         for k, variant in enumerate(args.variants or names):
-            _, colour, marker = list(STYLE.values())[k]
+            _, colour, marker = list(STYLE.values())[k % len(STYLE)]
             label = "cmil" if variant == "default" else variant.replace("_", "-")
             for axis, (name, text) in zip(axes[:, c], CURVES):
                 points = {(cell, values["charts/env_steps"]): values[name] for (cell, _), values in table.items()
@@ -615,7 +581,7 @@ def table(args: Args) -> dict:
 
 
 def main(args: Args) -> dict:
-    draw = {"run": draw_run, "log": write_log, "training": draw_training, "episodes": draw_episodes,
+    draw = {"log": write_log, "training": draw_training, "episodes": draw_episodes,
             "horizon": draw_horizon, "variants": draw_variants, "model": draw_model, "lengths": draw_lengths,
             "cells": draw_cells, "interaction": draw_interaction, "table": table}[args.figure]  # fmt: skip
     return draw(args)

@@ -43,16 +43,16 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import tyro
+from filelock import FileLock
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from world_model import home  # noqa: E402
+from world_model import command, home, progress  # noqa: E402
 
 
 @dataclass
@@ -115,6 +115,7 @@ COLUMNS = {
     "_episodes": (*KEY, "update", "game_seed", "return", "length"),
 }  # fmt: skip
 OWN = ("--env-id", "--num-expert-episodes", "--seed", "--run-dir", "--eval-only")  # options that the grid itself gives
+MAKES = ("device", "data_dir", "world_model", "pretrained", "body", "demo", "setting", "source", "obs", "max_steps")
 FREE = ("updates", "run_dir", "threads", "device", "cudagraphs", "log_every")  # other values do not make another result
 
 
@@ -224,8 +225,7 @@ def preparation(cells: list[Cell], out: str) -> Cell:
     """The command that makes what the cells of one environment need, as a cell whose script is empty."""
     needed = {}
     for cell in sorted(cells, key=lambda cell: cell.num_expert_episodes):
-        paths = tuple(str(cell.arguments.get(name)) for name in ("data_dir", "world_model", "pretrained"))
-        needed[cell.size, cell.arguments.get("device"), *paths] = cell  # the largest N^E stays
+        needed[cell.size, *(str(cell.arguments.get(name)) for name in MAKES)] = cell  # the largest N^E stays
     stages = [(cell.script, cell.command[1:]) for cell in sorted(needed.values(), key=lambda c: -c.num_expert_episodes)]
     env_id = cells[0].env_id
     run_dir = cells_home(out, env_id) / "prepare"
@@ -285,7 +285,7 @@ def finished(cell: Cell) -> bool:
     return result.get("step", -1) >= updates and all(cell.arguments[k] == v for k, v in old.items())
 
 
-def progress(cell: Cell) -> float:
+def share_done(cell: Cell) -> float:
     """Share of the updates that the log shows."""
     log, updates = read_log(ROOT / cell.run_dir), cell.arguments.get("updates", 0)
     return min(1.0, int(log[-1]["step"]) / updates) if log and updates else 0.0
@@ -322,8 +322,9 @@ def collect(cell: Cell) -> dict[str, list[dict]]:
     on_gpu = about.get("gpu") and device.startswith(("auto", "cuda")) and "+cpu" not in about["torch"]
     hardware = about.get("gpu" if on_gpu else "cpu", "unknown")
     hardware += f", up to {about['jobs']} jobs at once" if about.get("jobs", 1) > 1 else ""  # the time depends on it
-    returns = result["returns"]
-    error = statistics.stdev(returns) / len(returns) ** 0.5 if len(returns) > 1 else None
+    returns, K = result["returns"], result["args"].get("eval_consecutive", 1)  # the same n games, K times
+    each = [statistics.mean(returns[game :: len(returns) // K]) for game in range(len(returns) // K)]
+    error = statistics.stdev(each) / len(each) ** 0.5 if len(each) > 1 else None
     row = key | {
         "updates": result["step"], "horizon": result["args"].get("horizon", ""), "games": len(returns),
         "return_mean": final("eval/return_mean"), "standard_error": number(error),
@@ -360,26 +361,11 @@ def check_files(results: str) -> None:
             sys.exit(f"{path} has other columns than this script writes: name another file with --results.")
 
 
-@contextlib.contextmanager
-def locked(folder: Path):
-    """Hold a lock on a folder, where the system has one: two grids may write the same file."""
-    handle = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-    try:
-        if handle is not None:
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
-
 def replace_rows(path: Path, columns: tuple[str, ...], key: dict, rows: list[dict]) -> None:
     """Replace a cell's rows in a CSV and sort it; written under a temporary name and renamed, so never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     key = {name: str(value) for name, value in key.items()}
-    with locked(path.parent):
+    with FileLock(path.parent / ".lock"):  # two grids may write the same file
         old = read_rows(path)
         new = [row for row in old if {name: row[name] for name in KEY} != key] + rows
         new.sort(key=lambda row: [int(row[k]) if k in ("num_expert_episodes", "seed") else row[k] for k in KEY])
@@ -507,11 +493,9 @@ def run(left: list[Cell], ready: int, args: Args) -> dict[Path, Path]:
     waiting = [*(preparation(group, args.out) for group in groups if args.prepare), *left]
     prepared = set() if args.prepare else set(env_ids)
     at_once = args.jobs if "local" in (args.launcher, args.cluster) else 1  # on the machine that runs a cell
-    share, shown, screen = {cell: progress(cell) for cell in left}, 0.0, sys.stdout.isatty()
-    lines = SimpleNamespace(write=lambda text: text.strip() and print(text.strip(), flush=True), flush=lambda: None)
-    bar = tqdm(total=ready + len(left), initial=ready + sum(share.values()), desc="starting", leave=screen,
-               file=sys.stdout if screen else lines,
-               bar_format="{n:.1f} of {total} cells, {desc}, {elapsed} passed, {remaining} left")  # fmt: skip
+    share, shown, screen = {cell: share_done(cell) for cell in left}, 0.0, sys.stdout.isatty()
+    bar = progress(ready + len(left), "{n:.1f} of {total} cells, {desc}, {elapsed} passed, {remaining} left",
+                   initial=ready + sum(share.values()), desc="starting", leave=screen)  # fmt: skip
     try:
         while waiting or running:
             for cell in [cell for cell in waiting if not cell.script or cell.env_id in prepared]:
@@ -541,7 +525,7 @@ def run(left: list[Cell], ready: int, args: Args) -> dict[Path, Path]:
                     failed |= {other.run_dir: log for other in lost}
                     bar.write(f"failed {cell.run_dir}, status {code}, see {log}: {last_line(ROOT / log)}")
             if ended or time.time() - shown > (5 if screen else 60):
-                shown, share = time.time(), share | {c: progress(c) for c, *_ in running.values() if c.script}
+                shown, share = time.time(), share | {c: share_done(c) for c, *_ in running.values() if c.script}
                 bar.n = ready + sum(share.values())
                 bar.set_description_str(f"{len(failed)} failed, {len(running)} running", refresh=False)
                 bar.refresh()
@@ -587,16 +571,8 @@ def join_options(words: list[str]) -> list[str]:
     return words
 
 
-def interrupt(*_) -> None:
-    """A signal that ends this process, as Ctrl-C."""
-    raise KeyboardInterrupt
-
-
 if __name__ == "__main__":
     for signal_name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, signal_name) and signal.getsignal(getattr(signal, signal_name)) is not signal.SIG_IGN:
-            signal.signal(getattr(signal, signal_name), interrupt)
-    try:
-        main(tyro.cli(Args, args=join_options(sys.argv[1:])))
-    except KeyboardInterrupt:
-        sys.exit("\nInterrupted: the same command continues the cells that are left.")
+            signal.signal(getattr(signal, signal_name), signal.default_int_handler)  # as Ctrl-C
+    command(main, lambda: tyro.cli(Args, args=join_options(sys.argv[1:])), "continues the cells that are left")

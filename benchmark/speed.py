@@ -5,7 +5,7 @@
 """Time a world-model update, an agent update and a policy step, on random pictures, without an environment.
 
     python benchmark/speed.py --size small
-    python benchmark/speed.py --size full --bf16 --cudagraphs          (on a GPU)
+    python benchmark/speed.py --size paper --bf16 --cudagraphs          (on a GPU)
 
 On a CPU the time is the process's own, so other programs disturb it little; on a GPU it is wall time between two
 synchronisations. The three are timed in turns, round after round; the median counts. Batches: B=8 L=16 and 64
@@ -42,8 +42,8 @@ import world_model  # noqa: E402
 @dataclass
 class Args:
     # run
-    size: Literal["full", "small"] = "small"
-    """full: the paper's world model; small: depth 16, D 256, 16 x 16 latents, hidden 256"""
+    size: Literal["paper", "small"] = "small"
+    """whose widths and pictures the world model has"""
     rounds: int = 9
     """rounds that count, after one to warm up"""
     csv: str = str(ROOT / "benchmark" / "results" / "speed.csv")
@@ -55,9 +55,6 @@ class Args:
     """convolutions and matrix products in bfloat16"""
     cudagraphs: bool = False
     """record each of the three as a CUDA graph and replay it (GPU only)"""
-
-
-SIZES = {"full": {}, "small": dict(depth=16, deter=256, stoch=16, classes=16, hidden=256)}
 
 
 def about(device: torch.device) -> dict[str, str]:
@@ -80,7 +77,8 @@ def main(args: Args) -> list[dict]:
     torch.set_float32_matmul_precision("high" if cuda else "highest")
     H, size, entropy = agent.horizon, (agent.layers, agent.units), torch.tensor(agent.entropy, device=device)
     B, L, N, runs = (50, 50, 512, 10) if cuda else (8, 16, 64, 1)
-    model = world_model.WorldModel(world_model.model_config(world_model.Args(**SIZES[args.size]), 1, A)).to(device)
+    sizes = world_model.Args(**world_model.SIZES[args.size])
+    model = world_model.WorldModel(world_model.model_config(sizes, 1, A)).to(device)
     frozen = copy.deepcopy(model).requires_grad_(False).eval()
     actor, critic = ditto.Actor(model.feat_size, A, True, *size), ditto.mlp(model.feat_size, 1, *size)
     actor.to(device), critic.to(device)
@@ -110,7 +108,8 @@ def main(args: Args) -> list[dict]:
 
     def inputs(*shape: int) -> list[Tensor]:
         """Random image, prev_action, is_first (..., batch) and a state to go with them."""
-        image = torch.randint(2, (*shape, 64, 64, 1), dtype=torch.uint8, device=device)  # small, as if normalised
+        side = (sizes.picture, sizes.picture, 1)  # as `Episodes` holds them
+        image = torch.randint(2, (*shape, *side), dtype=torch.uint8, device=device)  # small, as if normalised
         action = F.one_hot(torch.randint(A, shape, device=device), A).float()
         return [image, action, torch.zeros(shape, dtype=torch.bool, device=device), *model.initial(shape[-1])]
 
@@ -148,7 +147,7 @@ def main(args: Args) -> list[dict]:
     if args.csv:
         Path(args.csv).parent.mkdir(parents=True, exist_ok=True)
         with open(args.csv, "a", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
+            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
             writer.writeheader() if file.tell() == 0 else None
             writer.writerows(rows)
     return rows

@@ -301,18 +301,21 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
 
 
 class Boundless(Counting):
-    """Any real number is an action, upwards or both ways."""
+    """Actions of another kind than a flat, bounded Box."""
 
-    def __init__(self, low: float):
-        self.action_space = gym.spaces.Box(low, np.inf, (1,), np.float32)
-
-
-gym.register("Boundless-v0", Boundless, kwargs={"low": -np.inf})
-gym.register("HalfBounded-v0", Boundless, kwargs={"low": 0.0})
+    def __init__(self, space: gym.Space):
+        self.action_space = space
 
 
-@pytest.mark.parametrize("env_id", ["Boundless-v0", "HalfBounded-v0"])
-def test_unbounded_actions_are_refused(env_id):
+SPACES = {"Boundless-v0": gym.spaces.Box(-np.inf, np.inf, (1,), np.float32), "Bits-v0": gym.spaces.MultiBinary(3),
+          "HalfBounded-v0": gym.spaces.Box(0.0, np.inf, (1,), np.float32),
+          "Several-v0": gym.spaces.Tuple([gym.spaces.Discrete(2)] * 2)}  # fmt: skip
+for name, space in SPACES.items():
+    gym.register(name, Boundless, kwargs={"space": space})
+
+
+@pytest.mark.parametrize("env_id", SPACES)
+def test_actions_of_another_kind_are_refused(env_id):
     with pytest.raises(SystemExit, match="bounded float Box") as stop:
         make_env(env_id)
     assert_one_sentence(stop)

@@ -204,20 +204,23 @@ def test_workers_end_with_their_command(tmp_path, end):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows tells nobody that a parent is gone")
-def test_a_stage_ends_with_the_command_that_makes_it(tmp_path):
+@pytest.mark.parametrize("moment", [b"importing", b"begun"])
+def test_a_stage_ends_with_the_command_that_makes_it(tmp_path, moment):
     (tmp_path / "stage.py").write_text(
-        "import sys, time, world_model\nworld_model.begin(world_model.Args())\n"
+        "import time\nprint('importing', flush=True)\nimport world_model\nworld_model.begin(world_model.Args())\n"
         "print('begun', flush=True)\ntime.sleep(99)\n"
     )
     code = f"import world_model; world_model.make([{str(tmp_path / 'stage.py')!r}])"
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     first = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
     assert first.stdout.readline().startswith(b"$ python")
-    assert first.stdout.readline() == b"begun\n"
+    while first.stdout.readline().strip() != moment:
+        pass
     first.kill()
     first.wait()
     began = time.time()
-    assert first.stdout.read() == b"" and time.time() - began < 60  # the pipe closes when the stage has ended too
+    first.stdout.read()  # the pipe closes when the stage has ended too
+    assert time.time() - began < 60
 
 
 # a kill at any moment: the same checkpoint, log and result
@@ -586,23 +589,24 @@ def test_one_spelling_of_folders_everywhere(tmp_path, monkeypatch):
 def test_what_is_said_while_one_waits(recorded, trained, tmp_path, capsys):
     ditto.main(debug_args(recorded, trained, tmp_path, updates=10, eval_every=5))
     lines = capsys.readouterr().out.splitlines()
-    assert sum("L_d: how far" in line for line in lines) == 1
     assert "final evaluation: 2 whole games, played by the policy of update 10" in lines
     assert any(line.startswith("2/2 games") for line in lines) and not any("nan" in line for line in lines)
     assert (tmp_path / "dream.png").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in kilobytes there")
-def test_pictures_are_held_once_while_they_are_read(tmp_path):
+@pytest.mark.parametrize("shown, side", [("None", 64), ("lambda image: world_model.shrink(image, 1, 32)", 32)])
+def test_pictures_are_held_once_while_they_are_read(tmp_path, shown, side):
     for k in range(41):
         picture = np.full((301, 64, 64, 1), k, np.uint8)
         np.savez(tmp_path / f"{'train' if k else 'val'}_{k:05d}.npz", observations=picture, actions=np.zeros(300, int))
     (tmp_path / "dataset.json").write_text('{"num_actions": 3}')
     code = (
         "import resource, sys, world_model\nbefore = resource.getrusage(0).ru_maxrss\n"
-        "size = world_model.Episodes([sys.argv[1]], 'train').image.nbytes\n"
+        f"size = world_model.Episodes([sys.argv[1]], 'train', shown={shown}).image.nbytes\n"
         "print(size, 1024 * (resource.getrusage(0).ru_maxrss - before))"
     )
-    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    env = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is freed goes back at once
+    run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, env=env)
     size, growth = map(int, run.stdout.split())
-    assert size == 40 * 301 * 4096 and growth < 1.1 * size + 16e6, growth
+    assert size == 40 * 301 * side**2 and growth < 1.1 * size + 16e6, growth

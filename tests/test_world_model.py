@@ -202,17 +202,6 @@ def test_a_policy_takes_the_place_of_recorded_actions():
         torch.testing.assert_close(asked[t][0], torch.cat([recorded[0][t - 1], recorded[1][t - 1]], -1))
 
 
-def test_an_ensemble_has_more_prior_heads_and_the_mean_of_their_kl():
-    model, is_first = body(ensemble=3), torch.zeros(4, 2, dtype=torch.bool)
-    obs, action = torch.randn(4, 2, 5), torch.randn(4, 2, 2)
-    deter, stoch, post, _ = model.encode(obs, action, is_first)
-    priors = [model.prior(deter, k) for k in range(3)]
-    assert not torch.equal(priors[0], priors[1])
-    std = model.predict(torch.cat([deter, stoch], -1))[1].mean(-1)  # the beta-NLL weighs the KL by the deviation
-    expected = std * sum(model.latent.kl(post, prior) for prior in priors) / 3
-    torch.testing.assert_close(model.evidence(obs, deter, stoch, post)[1], expected)
-
-
 @pytest.mark.parametrize("picture", [32, 64])
 def test_pictures_of_two_sizes(small_model, picture):
     model = WorldModel(small_model.config | {"picture": picture, "dilation": 3})
@@ -405,6 +394,14 @@ def test_windows_never_cross_an_end(counting):
     data = Episodes([str(counting)], "train")  # rows 0-5, 6-15, 16-19, 20-27
     assert window_starts(data.starts, 6).tolist() == [0, 6, 7, 8, 9, 10, 20, 21, 22]
     assert window_starts(data.starts, 10).tolist() == [6] and len(window_starts(data.starts, 11)) == 0
+
+
+def test_several_continuous_actions_can_be_left_unread(tmp_path):
+    game = dict(observations=np.zeros((5, 64, 64, 1), np.uint8), actions=np.zeros((4, 3), np.float32))
+    np.savez(tmp_path / "train_00000.npz", **game), np.savez(tmp_path / "val_00000.npz", **game)
+    (tmp_path / "dataset.json").write_text('{"low": [-1, -1, -2], "high": [1, 1, 2]}')
+    assert world_model.Episodes([tmp_path], "train", actions=False).prev_action.shape == (5, 0)
+    assert world_model.Episodes([tmp_path], "train").prev_action.shape == (5, 3)
 
 
 def test_a_stream_may_see_several_episodes_in_one_batch(counting):
