@@ -1000,7 +1000,7 @@ class Run:
         self.file, self.step, self.saved, self.best, self.report = self.folder / "checkpoint.pt", 0, 0, -np.inf, {}
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device, self.began, self.total = find_device(args.device), time.time(), getattr(args, "updates", 0)
-        self.noise = [f"{self.device.type}_rng"] * (self.device.type != "cpu")  # random states besides the CPU's
+        self.rng_names = [f"{self.device.type}_rng"] * (self.device.type != "cpu")  # random states besides the CPU's
         size = sum(w.nbytes for part in parts.values() if isinstance(part, nn.Module) for w in part.parameters())
         claim(self.folder, room=4 * size + 10**6)  # a checkpoint: weights and Adam's two means
         self.file.exists() and self.restore()
@@ -1028,7 +1028,7 @@ class Run:
             wrong = f"{self.file} was made with {', '.join(other)}"
             sys.exit(f"{wrong}: give --run-dir for a new run, or repeat its settings.")
         own = saved["ranks"][self.rank]
-        same_device = [k for k in ("cuda_rng", "mps_rng") if k in own] == self.noise  # from another, they start anew
+        same_device = [k for k in ("cuda_rng", "mps_rng") if k in own] == self.rng_names  # else they start anew
         for name, part in self.parts.items():
             if not isinstance(part, torch.Generator):
                 part.load_state_dict((own if name in own else saved)[name])
@@ -1036,7 +1036,7 @@ class Run:
                 part.set_state(own[name].cpu())
         if same_device:
             torch.set_rng_state(own["torch_rng"].cpu())
-            for name in self.noise:
+            for name in self.rng_names:
                 torch.get_device_module(self.device).set_rng_state(own[name].cpu(), self.device)
         self.step, self.best, self.began = saved["step"], saved["best"], time.time() - saved["seconds"]
         self.report, self.saved = saved.get("report", {}), self.step  # report: the log's last row
@@ -1045,7 +1045,7 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint."""
         same, own = {}, {"torch_rng": torch.get_rng_state()}
-        own |= {name: torch.get_device_module(self.device).get_rng_state(self.device) for name in self.noise}
+        own |= {name: torch.get_device_module(self.device).get_rng_state(self.device) for name in self.rng_names}
         for name, part in self.parts.items():
             if isinstance(part, torch.Generator):
                 own[name] = part.get_state()
@@ -1116,7 +1116,7 @@ class Run:
         """Play games after update `step`, a row each in the file `name`: returns (n,), and the first game. The torch
         random state is restored: playing more often does not change the training."""
         bar = progress(episodes, "{n}/{total} games, {remaining} left", disable=name == "episodes.csv")
-        with self.own_noise():
+        with self.keep_random_state():
             torch.manual_seed(seed)
             played = [(game, bar.update())[0] for game in play(games, act, range(seed, seed + episodes), (seed,))]
         bar.close()
@@ -1126,16 +1126,16 @@ class Run:
             out.writelines(f"{step},{game['seed']},{game['return']},{game['length']}\n" for game in played)
         return np.array([game["return"] for game in played]), played[0]
 
-    def own_noise(self):
+    def keep_random_state(self):
         """A context after which the torch random state is as it was before, so that the training goes on the same."""
-        return torch.random.fork_rng([self.device] * len(self.noise), device_type=self.device.type)
+        return torch.random.fork_rng([self.device] * len(self.rng_names), device_type=self.device.type)
 
     @torch.no_grad()
     def draw(self, model, data, to_pixels=None) -> None:
         """Log what the model foresees of data's first game (`starts`, `rows` as in `Episodes`) after 100 frames, and
         write it to dream.png: rows truth, posterior, open loop, error; columns 0, 3, 6, ... steps ahead."""
         game = torch.arange(min(116, int(data.starts[1])))[:, None]
-        with self.own_noise():
+        with self.keep_random_state():
             image, prev_action, is_first = data.rows(game)  # (T, 1, ...)
             deter, stoch, *_ = model.encode(image, prev_action, is_first)
             feat, image, ahead = torch.cat([deter, stoch], -1)[-16:], image[-16:], prev_action[-15:]  # (16, 1, F)
@@ -1368,7 +1368,7 @@ def main(args: Args) -> dict:
     for step in run.steps(args.updates):
         metrics, streams.state = update(*streams.next(), *streams.state)
         if run.due(args.eval_every) and rank == 0:
-            with run.own_noise():
+            with run.keep_random_state():
                 errors = validate(model, held_out)  # must not change the training noise
             run.draw(model, held_out)
             metrics = metrics | errors

@@ -733,7 +733,7 @@ def test_random_states_of_every_kind_of_device_are_kept(tmp_path, machine, monke
     again = run("mps")
     assert again.step == 5 and torch.equal(again.parts["rng"].get_state(), first.parts["rng"].get_state())
     assert len(put) == 1 and torch.equal(put[0], state)
-    with again.own_noise():
+    with again.keep_random_state():
         pass
     assert len(put) == 2
     other = run("cpu")  # another device goes on, with random numbers anew
