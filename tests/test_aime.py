@@ -282,6 +282,47 @@ def test_phase_1_trains_every_weight_of_the_model(deviation):
     assert metrics["losses/world_model"] == loss.detach()
 
 
+def test_weights_of_the_kl(monkeypatch):
+    model, (obs, action), terms = small_model(), clips(), torch.tensor([2.0, 3.0, 0.0])
+    policy = Policy(model.feat_size, 6, 8)
+
+    def evidence(model, obs, act, *rest):
+        if callable(act):
+            act(torch.zeros(2, model.feat_size), 0)
+        return *terms, torch.zeros(5, 2, 1)
+
+    monkeypatch.setattr(aime, "clip_evidence", evidence)
+    assert body_loss(model, obs, action, None, 0.0, 10.0)[0].item() == 32.0
+    for objective, loss in (("elbo", 32.0), ("kl", 30.0), ("reconstruction", 2.0)):
+        assert imitation_loss(model, policy, obs, objective, 10.0)[0].item() == loss
+
+
+def test_inverse_model_sees_a_state_and_the_next_observation():
+    model, (obs, prev_action), seen = small_model(), clips(), []
+    idm = Policy(model.feat_size + model.embed_size, 6, 8)
+    idm.log_prob = lambda inputs, action: seen.append((inputs, action)) or inputs.sum(-1)
+    torch.manual_seed(1)
+    feat = clip_evidence(model, obs, prev_action)[3]
+    torch.manual_seed(1)
+    body_loss(model, obs, prev_action, None, 0.0, 1.0, idm)
+    ((inputs, action),) = seen
+    assert torch.equal(inputs, torch.cat([feat[:-1], obs[1:]], -1)) and torch.equal(action, prev_action[1:])
+
+
+def test_the_policy_is_drawn_to_the_inverse_model():
+    model, (obs, _), seen, losses = small_model(), clips(), [], []
+    idm, policy = Policy(model.feat_size + model.embed_size, 6, 8), Policy(model.feat_size, 6, 8)
+    idm.gaussian = lambda inputs: seen.append(inputs) or (torch.zeros(2, 6), torch.ones(2, 6))
+    policy.gaussian = lambda feat: (torch.ones(2, 6), torch.full((2, 6), 2.0))
+    idm.sample = policy.sample = lambda inputs: torch.zeros(2, 6)
+    for used in (idm, None):
+        torch.manual_seed(0)
+        losses.append(imitation_loss(model, policy, obs, idm=used)[0].item())
+    # N(0, 1) from N(1, 2): ln 2 + 2 / 8 - 1/2 = 0.4431472; six actions, five steps
+    assert losses[0] - losses[1] == pytest.approx(30 * 0.4431472, rel=1e-4)
+    assert torch.equal(torch.stack(seen)[..., -15:], obs) and not seen[0][:, :-15].any()  # chosen in the state before
+
+
 def test_inverse_model_learns_from_detached_states():
     model = small_model()
     idm = Policy(model.feat_size + model.embed_size, 6, 8)

@@ -234,6 +234,49 @@ def test_data_target_by_hand():
     assert found.flatten().tolist() == [12.5, 23.0]
 
 
+class Fixed(torch.nn.Module):
+    """Stands for critics that give these values, whatever they see."""
+
+    def __init__(self, *values: float):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor(values))
+
+    def __len__(self):
+        return len(self.values)
+
+    def forward(self, inputs):
+        return self.values.view(-1, *[1] * (inputs.ndim - 1)).expand(-1, *inputs.shape[:-1])
+
+
+def test_agent_loss_by_hand(monkeypatch):
+    """D is 1/2, the disagreement 0.1, alpha 2: reward 0.3. One slice of four rows; no entropy, no cloning."""
+    model, feat, action = small_model(), torch.zeros(4, 1, 9), torch.zeros(4, 1, 1)
+    agent = small_agent(model) | {"critics": Fixed(2.0, 3.0), "targets": Fixed(4.0, 4.0)}
+    agent["discriminator"] = lambda pairs: pairs[..., :1] * 0
+    dream = Model.dream
+    monkeypatch.setattr(model, "dream", lambda *rest: (*dream(model, *rest)[:2], torch.full((3, 4), 0.1)))
+    monkeypatch.setattr(cmil, "ENTROPY", 0.0)
+    args = Args(horizon=3, alpha=2.0, beta=0.0, gamma=0.5, lam=0.75)
+    losses, metrics = agent_loss(args, agent, feat, action, feat, action)
+    assert metrics["imagine/reward"].item() == pytest.approx(0.3)
+    # the smaller critic, 2: G_1 = 0.3 + 0.5 * 2 = 1.3, G_0 = 0.3 + 0.5 * (0.25 * 2 + 0.75 * 1.3) = 1.0375
+    # k = 0: 0.25 * 2 + 0.75 * 1.0375 = 1.278125; k = 1: 0.5 * (0.25 * 2 + 0.75 * 1.3) = 0.7375
+    assert losses["actor"].item() == pytest.approx(-(1.278125 + 0.7375) / 2)
+    # targets, 4: G_1 = 0.3 + 0.5 * 4 = 2.3, G_0 = 0.3 + 0.5 * (1 + 0.75 * 2.3) = 1.6625, weighing 1/4 and 1/2
+    dreamt = 0.5 * (0.3375**2 + 1.3375**2) + 0.25 * (0.3**2 + 0.7**2)
+    # a real pair has no penalty: 0.5 + 0.5 * (0.25 * 4 + 0.75 * 1.6625) = 1.6234375
+    real = 0.3765625**2 + 1.3765625**2
+    assert losses["critics"].item() == pytest.approx(0.5 * (dreamt / 4 + real / 2), rel=1e-5)
+
+
+def test_model_loss_takes_half_the_squared_error(monkeypatch):
+    model, obs = small_model(), torch.full((4, 2, 2), 3.0)
+    monkeypatch.setattr(model, "decode", lambda feat: obs)
+    model.sensor_mean.fill_(1.0), model.sensor_std.fill_(2.0)
+    _, metrics, _ = model_loss(model, obs, *slices(4)[1:])
+    assert metrics["losses/nll"].item() == pytest.approx(4.0)  # (3 - 1) / 2 = 1, from 3: 2^2 for each of two, halved
+
+
 def test_vmails_penalty_by_hand():
     net = torch.nn.Linear(1, 1)  # the mean logit's gradient: mean input 3 for the weight, 1 for the bias
     found = weight_penalty(net, torch.full((4, 1), 3.0), torch.full((6, 1), 3.0))
@@ -286,6 +329,16 @@ def test_discriminator_critics_and_cloning_see_the_same_pairs(monkeypatch):
     assert torch.equal(values, imagined) and torch.equal(model_pairs, imagined[:2]) and torch.equal(data_pairs, real)
 
 
+def test_real_pairs_are_judged_without_noise():
+    model = small_model()
+    agent = small_agent(model)
+    agent["discriminator"] = Recorder(agent["discriminator"])
+    feat, action = torch.zeros(5, 2, model.feat_size), torch.zeros(5, 2, 1)
+    agent_loss(Args(horizon=3, sigma=2.5), agent, feat, action, feat, action)
+    imagined, demonstrated, real = agent["discriminator"].seen
+    assert imagined.std() > 1 and demonstrated.any() and not real.any()
+
+
 def test_a_dreams_disagreement_is_that_of_the_state_it_leads_to():
     model = small_model()
     with torch.no_grad():
@@ -334,6 +387,15 @@ def test_the_actors_gradient_comes_through_the_model():
     dream, _, _ = model.dream(lambda feat, t: actor(feat.detach()).sample(), torch.randn(4, model.feat_size), 2)
     grads = torch.autograd.grad(dream[-1].sum(), list(actor.parameters()))
     assert all(grad.abs().max() > 0 for grad in grads) and all(w.grad is None for w in model.parameters())
+
+
+def test_the_actor_gets_no_gradient_through_its_input(monkeypatch):
+    model, asked = small_model(), []
+    agent, ask = small_agent(model), Actor.forward
+    monkeypatch.setattr(Actor, "forward", lambda self, feat: asked.append(feat.requires_grad) or ask(self, feat))
+    feat, action = torch.zeros(5, 2, model.feat_size), torch.zeros(5, 2, 1)
+    agent_loss(Args(horizon=3), agent, feat, action, feat, action)
+    assert asked == [False] * 4  # what is cloned, and three steps of dreams
 
 
 @pytest.mark.parametrize("method", ["cmil", "vmail", "bc"])

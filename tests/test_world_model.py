@@ -95,6 +95,11 @@ def test_gaussian_kl_value_gradients_and_free_nats_by_hand():
         assert not trained or post.grad[0, 0].item() == pytest.approx(0.2)  # (1 - 0.8) * 1
 
 
+def test_gaussian_deviation_is_a_softplus():
+    found = GaussianLatent(2).params(torch.tensor([5.0, -5.0, -3.0, 0.0]))
+    assert found.tolist() == pytest.approx([5.0, -5.0, 0.0485874, 0.6931472], abs=1e-5)  # ln(1 + e^-3), ln 2
+
+
 def test_gaussian_density_and_beta_nll_by_hand():
     # N(0, 1) at 0: -0.9189385; N(1, 2) at 3: -0.5 - ln 2 - 0.9189385 = -2.1120857
     mean, std = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 2.0]]], requires_grad=True)
@@ -758,6 +763,15 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
     assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\n10,1,2.0,3\r\n"
     log = {key: value for key, value in read_log(tmp_path).items() if not key[1].startswith("charts/")}
     assert log == {(5, "a"): 5, (5, "b"): 2, (10, "a"): 10, (10, "b"): 2}
+
+
+def test_the_step_size_falls_over_a_phases_own_updates(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    args = Args(device="cpu", updates=10, learning_rate=1.0, anneal=True, cudagraphs=False)
+    run = Run(tmp_path, args, {"optimizer": optimizer})
+    rates = [optimizer.param_groups[0]["lr"] for _ in run.steps(30)]
+    run.writer.close()
+    assert rates[::15] == pytest.approx([1.0, 0.55]) and rates[-1] == pytest.approx(0.13)  # 1 - 0.9 * 29 / 30
 
 
 def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):
