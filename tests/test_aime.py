@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -443,12 +444,19 @@ def debug_args(data, **changes) -> Args:
 @pytest.mark.parametrize("env_id, setting", [("walker-walk", "mdp"), ("walker-walk", "lpomdp"),
                                              ("walker-walk", "visual"), ("cheetah-flip", "lpomdp"),
                                              ("cheetah-flip", "mdp"), ("cheetah-flip", "visual")])  # fmt: skip
-def test_run_of_every_setting(data, env_id, setting):
+def test_run_of_every_setting(data, monkeypatch, env_id, setting):
+    kls = []
+    monkeypatch.setattr(world_model, "kl_balanced", lambda *given: kls.append(given[3:]) or kl_balanced(*given))
     short = dict(batch_size=2, batch_length=3, model_updates=4, updates=4, eval_every=2, log_every=1)
     result = aime.main(debug_args(data, env_id=env_id, setting=setting, **short if setting == "visual" else {}))
     steps = 4 if setting == "visual" else 20
     run = data.parent / "runs" / env_id / f"aime-debug-{setting}-{env_id.split('-')[0]}-random-2-1"
     model = next((data.parent / "runs" / env_id.split("-")[0]).iterdir())
+    walker = env_id.startswith("walker")
+    asked = (None, 0.0) if walker else (0.8, 1.0)  # balance and free nats: rssm or rssmo
+    saved = torch.load(model / "checkpoint.pt", weights_only=True)
+    assert {*kls[:steps]} == {asked} == {(saved["balance"], saved["free_nats"])}
+    assert {*kls[steps:]} == {(None, 0.0)}  # phase 2: neither
     rows = read_log(run)
     assert {name for _, name in rows} == POLICY_KEYS and max(step for step, _ in rows) == steps
     assert {name for _, name in read_log(model)} == BODY_KEYS
@@ -461,9 +469,25 @@ def test_run_of_every_setting(data, env_id, setting):
         assert dream.size == (5 * 128, 512) and np.abs(first - float(npz["image"][0].mean())).max() <= 1
     assert result["percent_of_expert"] == pytest.approx(100 * result["eval/return_mean"] / result["expert_return"])
     loaded = world_model.load_world_model(model / "checkpoint.pt")
-    learned = env_id.startswith("walker") and setting != "visual"
-    assert loaded.learned == learned and loaded.pixel_std.item() == (255 if setting == "visual" else 1)
+    visual = setting == "visual"
+    assert loaded.learned == (walker and not visual) and loaded.pixel_std.item() == (255 if visual else 1)
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == steps
+
+
+def test_games_are_played_with_the_policys_mode(data, monkeypatch):
+    monkeypatch.setattr(Policy, "mode", lambda self, feat: torch.full((len(feat), 6), 0.5))
+    result = aime.main(debug_args(data, run_dir="run", model_updates=1, updates=2, eval_every=1))
+    assert result["best_validation"] == result["eval/return_mean"] == 0.5 * STEPS
+
+
+def test_gradients_are_clipped(data):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    parts = {"optimizer": torch.optim.SGD([weight])}
+    args = debug_args(data, grad_clip=3.0, learning_rate=1.0, updates=1, anneal=False)
+    run = world_model.Run("run", args, parts)
+    aime.optimise(run, [weight], lambda: ((30 * weight).sum(), {}), 1)
+    run.writer.close()
+    assert weight.item() == pytest.approx(-3) and run.report["losses/grad_norm"] == 30
 
 
 def test_the_gif_shows_the_game_that_was_played(data):
@@ -600,6 +624,18 @@ def test_bad_input_ends_with_one_sentence(data):
     with pytest.raises(SystemExit, match="a/checkpoint.pt") as stop:
         aime.main(debug_args(data, run_dir="a"))
     assert_one_sentence(stop)
+
+
+def test_action_error_by_hand():
+    model, obs, chosen = small_model(), clips(3, 1)[0], iter([9.0, 1.0, 2.0])
+    true = torch.tensor([5.0, 0.0, 4.0])[:, None].expand(3, 6)  # the actions that led to these rows
+    policy = SimpleNamespace(sample=lambda feat: torch.full((1, 6), next(chosen)))
+    found = action_error(model, policy, SimpleNamespace(rows=lambda rows: (obs,)), true, torch.arange(3)[:, None])
+    assert found["imitate/action_error"] == 2.5  # (1 - 0)^2 = 1, (2 - 4)^2 = 4; the first was chosen blindly
+    torch.manual_seed(0)
+    torch.randn(3, 1, 3)  # the draws under the policy's actions
+    elbo = clip_evidence(model, obs, true[:, None])[2].item()
+    assert found["imitate/elbo_true_actions"] == pytest.approx(elbo)
 
 
 def test_action_error_leaves_the_random_state_alone(data):

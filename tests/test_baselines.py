@@ -7,6 +7,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -133,6 +134,30 @@ def test_discriminator_sees_the_expert_and_the_agent_from_the_same_states(record
         place = feat[..., :8].argmax(-1)
         assert torch.equal(place[1:], (place[:-1] + action.argmax(-1) - 1).clamp(0, 7))
     assert torch.equal(taken.argmax(-1), 1 + (expert[:-1, :, 8:16].argmax(-1) - expert[:-1, :, :8].argmax(-1)).sign())
+
+
+def test_agent_loss_of_d_gail_by_hand():
+    """Two steps: dreams go from 0 by 1 a step, the expert by -1; the discriminator says log 3 a step, D = 3/4."""
+    path = torch.arange(3.0)[:, None, None]
+    model = SimpleNamespace(deter_size=1, imagine=lambda act, feat, H: (path, path[:2]))
+    actor = SimpleNamespace(log_prob=lambda feat, action: (-((1 + feat[..., 0]) ** 2), 0 * feat[..., 0]))
+    disc, target = lambda pair: math.log(3) * pair.diff(dim=-1), lambda feat: torch.tensor([4.0, 1.0, 1.0])[feat.long()]
+    args, critic = d_gail.Args(horizon=2, gamma=0.5, lam=0.75), lambda feat: feat
+    _, metrics = d_gail.agent_loss(args, model, actor, critic, target, torch.tensor(0.1), disc, -path, -path[:2])
+    shown = {name: metrics[f"imagine/{name}"].item() for name in ("d_agent", "d_expert", "reward")}
+    assert shown == pytest.approx({"d_agent": 0.75, "d_expert": 0.25, "reward": 0.75})
+    assert metrics["losses/discriminator"].item() == pytest.approx(1.3862944)  # half of -2 ln 0.25
+    # V_1 = 0.75 + 0.5 * 1 = 1.25, V_0 = 0.75 + 0.5 * (0.25 * 1 + 0.75 * 1.25) = 1.34375; the critic says 0, 1
+    assert metrics["losses/value"].item() == pytest.approx(0.5 * (1.34375**2 + 0.25**2) / 2)
+    # advantages 1.34375 - 4 and 1.25 - 1, normalised -0.7071068 and 0.7071068; log pi -1 and -4
+    assert metrics["losses/policy"].item() == pytest.approx(3 * 0.7071068 / 2)
+
+
+@pytest.mark.parametrize("updates, equal", [(3, True), (2, False)])
+def test_d_gails_target_becomes_its_critic_every_so_often(recorded, trained, tmp_path, updates, equal):
+    d_gail.main(debug_args(d_gail, recorded, trained, tmp_path, updates=updates, eval_episodes=0))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert same_tensors(saved["critic"], saved["target"]) == equal
 
 
 def toy_latents(sign: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -158,6 +158,20 @@ def test_an_observation_goes_with_the_action_taken_there(data, monkeypatch, meth
     assert pairs and all(taken[sensor.item()] == action.tolist() for sensor, action in pairs)
 
 
+@pytest.mark.parametrize("method, name", [("bco", "inverse"), ("iidm", "forward")])
+def test_the_policy_sees_with_the_trained_models_encoder_first(data, monkeypatch, method, name):
+    seen = []
+
+    def fit(run, stage, *rest):
+        seen.append(same_tensors(*(run.parts[part].encoder.state_dict() for part in ("policy", name))))
+        for weight in run.parts[stage].parameters():
+            weight.data += 1
+
+    monkeypatch.setattr(bco, "fit", fit)
+    bco.main(debug_args(data, method=method, setting="visual", stack=2, eval_episodes=0))
+    assert seen == [False, True]
+
+
 @pytest.mark.parametrize("method", ["bco", "iidm"])
 def test_the_demonstrations_actions_cannot_be_read(data, method):
     """With the demonstrations' actions missing, every bit of the policy stays; only the oracle needs them."""

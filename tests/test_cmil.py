@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -179,9 +180,9 @@ def test_members_with_equal_weights_agree():
 
 def test_discriminator_at_chance_costs_two_log_two_and_noise_is_the_same_for_both():
     assert discriminator_loss(torch.zeros(7), torch.zeros(3, 5)).item() == pytest.approx(2 * math.log(2))
-    # D = 3/4 on both: -ln 0.75 - ln 0.25
-    assert discriminator_loss(torch.full((7,), math.log(3)), torch.full((3,), math.log(3))).item() == pytest.approx(
-        1.6739764)  # fmt: skip
+    # D = 3/4 of the expert's, 1/4 of the policy's: -2 ln 0.75
+    expert, policy = torch.full((7,), math.log(3)), torch.full((3,), -math.log(3))
+    assert discriminator_loss(expert, policy).item() == pytest.approx(0.5753641)
     torch.manual_seed(0)
     zeros = torch.zeros(10_000, 3)
     assert noisy(zeros, 2.5).std(0).tolist() == pytest.approx([2.5] * 3, abs=0.1) and noisy(zeros, 0.0).eq(0).all()
@@ -495,12 +496,33 @@ def test_what_is_played_goes_into_the_replay_with_the_action_that_led_there(tmp_
     assert len(other.obs) == 1 and other.steps == game.steps and "begins anew" in capsys.readouterr().out
 
 
+def test_no_game_of_the_replay_is_a_test_game(tmp_path):
+    replay, seeds = Replay(tmp_path, [episode(9, 1)], 5), []
+    env = SimpleNamespace(action_space=Point.action_space, reset=lambda seed: (seeds.append(seed) or np.zeros(2), {}))
+    for seed in (0, 1, 2):
+        game = Interaction(env, small_model(), None, replay, seed)
+        for replay.played in range(1, 4):
+            game.begin()
+        replay.played = 0
+    assert len(set(seeds)) == 12 and min(seeds) >= 20_000 + 10**6  # final: from 1000, validation: from 20 000
+
+
 # whole runs
 
 
-@pytest.mark.parametrize("method", ["cmil", "no-conservatism", "vmail", "bc"])
-def test_run_of_every_method(data, method):
+@pytest.mark.parametrize("method, settings", [("cmil", (2.0, 10.0, 2.5, 0.0, 2)), ("bc", (2.0, 10.0, 2.5, 0.0, 2)),
+                                              ("no-conservatism", (0.0, 0.0, 2.5, 0.0, 2)),
+                                              ("vmail", (0.0, 0.0, 0.0, 0.3, 1))])  # fmt: skip
+def test_run_of_every_method(data, monkeypatch, method, settings):
+    seen, names = set(), ("alpha", "beta", "sigma", "action_noise")
+
+    def loss(args, networks, *rest):
+        seen.add((*(getattr(args, name) for name in names), len(networks["model"].priors)))
+        return agent_loss(args, networks, *rest)
+
+    monkeypatch.setattr(cmil, "agent_loss", loss)
     result = cmil.main(debug_args(data, method=method))
+    assert seen == {settings}
     run = data.parent / "runs" / "Point-v0" / f"cmil-{method}-debug-state-2-1"
     rows = read_log(run)
     updates = 14 + 6 * (method in ("cmil", "bc"))  # 15 steps, then 2 updates per 5 of the other 35
@@ -510,6 +532,14 @@ def test_run_of_every_method(data, method):
     assert saved["env_steps"] == (0 if method == "bc" else 50) and saved["method"] == method
     assert len(list((run / "replay").glob("*.npz"))) == (0 if method == "bc" else 4)
     assert {"episodes.csv", "final_episodes.csv", "checkpoint.pt"} <= {p.name for p in run.iterdir()}
+
+
+@pytest.mark.parametrize("updates, equal", [(4, True), (3, False)])
+def test_the_targets_become_the_critics_every_so_often(data, monkeypatch, updates, equal):
+    monkeypatch.setattr(cmil, "COPY_EVERY", 4)
+    cmil.main(debug_args(data, run_dir="run", env_steps=15, pretrain=updates, eval_episodes=0))
+    saved = torch.load("run/checkpoint.pt", weights_only=True)
+    assert saved["step"] == updates and same_tensors(saved["critics"], saved["targets"]) == equal
 
 
 def test_run_from_pixels_draws_dreams_and_a_clip(data):

@@ -503,6 +503,20 @@ def test_validation_leaves_the_training_noise_alone(recorded, trained, tmp_path)
     assert often[20, "losses/world_model"] == rarely[20, "losses/world_model"]
 
 
+def test_an_update_goes_on_from_the_state_of_the_one_before(counting, tmp_path, monkeypatch):
+    states, filtered = [], WorldModel.filter
+
+    def watch(self, embed, act, is_first, state):
+        states.append((state, (found := filtered(self, embed, act, is_first, state))[-1]))
+        return found
+
+    monkeypatch.setattr(WorldModel, "filter", watch)
+    world_model.main(debug_args(counting, tmp_path, updates=3, eval_every=3))
+    states = states[:3]  # then it validates
+    assert not any(part.any() for part in states[0][0]) and states[0][1][0].any()
+    assert all(same_tensors(after[0], before[1]) for before, after in zip(states, states[1:]))
+
+
 def test_shipped_bfloat16_weights_load(trained, tmp_path):
     saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
     weights = {name: value.bfloat16() for name, value in saved["model"].items()}
@@ -513,7 +527,8 @@ def test_shipped_bfloat16_weights_load(trained, tmp_path):
 
 
 class Slider:
-    """A world of one bright pixel that moves a column per step; `drawn` says where it is dreamt."""
+    """A world of one bright pixel that moves a column per step, under the actions 0, 1, 2, 0, ...; `drawn` says where
+    it is dreamt. A feature is the number of its row."""
 
     feat_size, deter_size = 1, 1
 
@@ -524,7 +539,8 @@ class Slider:
         return torch.arange(int(data.starts[-1]))[:, None].float()
 
     def imagine(self, act, feat, horizon):
-        assert act(feat, horizon - 1).shape == (len(feat), 3)
+        for t in range(horizon):  # the action that leads to row n is that of row n - 1
+            assert torch.equal(act(feat, t).argmax(-1), (feat[:, 0].long() + t) % 3)
         return torch.stack([feat + t for t in range(horizon + 1)]), None
 
     def preprocess(self, image):
@@ -540,6 +556,14 @@ class Slider:
         return (pictures * 100).movedim(-3, -1)
 
 
+def held_out(folder: Path, frames: np.ndarray) -> Episodes:
+    """A data set whose held-out game shows these frames, under the actions of `Slider`."""
+    for name in ("train_00000", "val_00000"):
+        tiny.write_episode(folder / f"{name}.npz", frames, np.arange(len(frames) - 1) % 3)
+    (folder / "dataset.json").write_text(json.dumps({"num_actions": 3}))
+    return Episodes([str(folder)], "val")
+
+
 @pytest.mark.parametrize(
     "drawn, error",
     [
@@ -552,12 +576,25 @@ def test_moving_error_by_hand(tmp_path, drawn, error):
     frames = np.zeros((40, 64, 64, 1), np.uint8)
     frames[np.arange(40), 9, np.arange(40)] = 200  # 2 when normalised
     frames[:, 30:40] = 50  # still: its error does not count
-    for name in ("train_00000", "val_00000"):
-        tiny.write_episode(tmp_path / f"{name}.npz", frames, np.zeros(39, int))
-    (tmp_path / "dataset.json").write_text(json.dumps({"num_actions": 3}))
-    metrics = world_model.validate(Slider(drawn), Episodes([str(tmp_path)], "val"))
+    metrics = world_model.validate(Slider(drawn), held_out(tmp_path, frames), count=9)
     for step in (1, 5, 10, 15):
         assert metrics[f"world_model/moving_error_{step}"] == pytest.approx(error, abs=1e-6)
+
+
+def test_errors_of_the_whole_dream_and_of_the_last_frame_by_hand(tmp_path):
+    """Row n is grey 4 (n + 1), and dreamt as 4 n."""
+    model = Slider(None)
+    model.decode = lambda feat: 0.04 * feat[..., None, None].expand(*feat.shape, 64, 64)
+    frames = 4 * np.arange(1, 41, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2)
+    metrics = world_model.validate(model, held_out(tmp_path, frames), count=2)  # from rows 0 and 24
+    # what is there, 1 and 15 steps ahead: (2^2 + 26^2) / 2 = 340 and (16^2 + 40^2) / 2 = 928; repeated: 15 too low
+    for name, error in (("open_loop_error_1", 1 / 340), ("open_loop_error_15", 1 / 928), ("copy_error_15", 225 / 928)):
+        assert metrics[f"world_model/{name}"] == pytest.approx(error, rel=1e-5), name
+
+
+def test_score_by_hand():
+    found = Run.score(SimpleNamespace(marks={"expert": 12.0, "random": 2.0}), np.array([3.0, 5.0]))
+    assert found == {"eval/return_mean": 4.0, "eval/return_std": 1.0, "eval/return_vs_expert": 0.2}
 
 
 # bad input ends with one sentence
