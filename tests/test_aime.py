@@ -19,7 +19,7 @@ import dmc
 import world_model
 from aime import Args, Policy, action_error, body_loss, clip_evidence, draw_clips, imitation_loss
 from dmc import Trajectories
-from world_model import GaussianLatent, WorldModel, beta_nll, gaussian_log_prob, kl_balanced, window_starts
+from world_model import WorldModel, kl_balanced, window_starts
 
 BODY_KEYS = {"losses/world_model", "losses/nll", "losses/kl", "losses/grad_norm", "world_model/elbo", "charts/SPS",
              "charts/seconds"}  # fmt: skip
@@ -54,12 +54,6 @@ def test_kl_of_gaussians_by_hand():
     assert world_model.kl_gaussian(left, left).abs().max() == 0
 
 
-def test_gaussian_log_density_by_hand():
-    # -(1/2)^2 / 2 - ln 2 - ln(2 pi) / 2 = -0.125 - 0.6931472 - 0.9189385
-    value = gaussian_log_prob(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(2.0))
-    assert value.item() == pytest.approx(-1.7370857, abs=1e-6)
-
-
 def test_the_evidence_of_clips_is_summed_over_time_and_averaged_over_clips(monkeypatch):
     model = small_model()
     nll, kl = torch.tensor([[3.0, 0.0], [7.0, 0.0]]), torch.tensor([[2.0, 0.0], [5.0, 0.0]])
@@ -70,44 +64,6 @@ def test_the_evidence_of_clips_is_summed_over_time_and_averaged_over_clips(monke
         3.5,
         -8.5,
     ]  # (3 + 7) / 2, (2 + 5) / 2
-
-
-def test_beta_nll_weights_by_hand():
-    log_prob = torch.tensor([[[-1.0, -2.0]], [[-3.0, -4.0]]])  # (2, 1, 2)
-    std = torch.tensor([[[0.5, 1.5]], [[1.0, 3.0]]], requires_grad=True)
-    nll, kl = beta_nll(log_prob, std, torch.tensor([[2.0], [5.0]]))
-    assert nll.tolist() == [[3.5], [15.0]]  # 0.5 * 1 + 1.5 * 2, 1 * 3 + 3 * 4
-    assert kl.tolist() == [[2.0], [10.0]]  # mean deviation 1 and 2: 1 * 2, 2 * 5
-    assert not nll.requires_grad and not kl.requires_grad  # the weights have no gradient
-
-
-def test_beta_nll_gradient_of_the_deviation_is_that_of_the_log_density_times_sigma():
-    std = torch.tensor([[[2.0]]], requires_grad=True)
-    log_prob = gaussian_log_prob(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), std)
-    beta_nll(log_prob, std, torch.zeros(1, 1))[0].sum().backward()
-    # d(-log p)/d sigma = 1/sigma - x^2/sigma^3 = 1/2 - 1/8, times sigma = 2
-    assert std.grad.item() == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize("free_nats, share", [(1.0, 1.0), (2.0, 0.0)])
-def test_free_nats_stop_the_gradient_of_a_step_but_not_the_value(free_nats, share):
-    latent = GaussianLatent(1)
-    post = torch.tensor([[1.0, 2.0]], requires_grad=True)  # 1.3068528 nats from the prior
-    kl = kl_balanced(latent, post, torch.tensor([[0.0, 1.0]]), None, free_nats)
-    kl.sum().backward()
-    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
-    # d/d mean = mean = 1, d/d std = std - 1/std = 1.5
-    torch.testing.assert_close(post.grad, share * torch.tensor([[1.0, 1.5]]))
-
-
-def test_balanced_kl_has_the_plain_value_and_shared_gradients():
-    post, prior = (torch.tensor(x, requires_grad=True) for x in ([[1.0, 2.0]], [[0.0, 1.0]]))
-    kl = kl_balanced(GaussianLatent(1), post, prior, 0.8)
-    kl.sum().backward()
-    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
-    torch.testing.assert_close(post.grad, 0.2 * torch.tensor([[1.0, 1.5]]))
-    # prior: d/d mean = -(1 - 0) / 1 = -1, d/d std = 1 - (4 + 1) = -4
-    torch.testing.assert_close(prior.grad, 0.8 * torch.tensor([[-1.0, -4.0]]))
 
 
 def fixed_policy(mean: float, std: float) -> Policy:
@@ -155,47 +111,12 @@ def test_encode_equals_evidence_with_the_same_noise(deviation, keys):
         torch.testing.assert_close(elbo, -(nll + kl))
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_without_is_first_no_frame_is_a_first(recorded):
-    model = small_model()
-    obs, prev_action = clips()
-    act, found = prev_action if recorded else (lambda feat, t: prev_action[t] * feat[:, :1].cos()), []
+def test_without_is_first_no_frame_is_a_first():
+    model, (obs, prev_action), found = small_model(), clips(), []
     for first in (None, torch.zeros(5, 2, dtype=torch.bool)):
         torch.manual_seed(1)
-        found.append(torch.cat(model.filter(obs, act, first)[:3], -1))
+        found.append(torch.cat(model.filter(obs, lambda feat, t: prev_action[t] * feat[:, :1].cos(), first)[:3], -1))
     assert torch.equal(*found)
-
-
-def test_an_action_moves_the_state_of_its_own_row_and_is_chosen_in_the_row_before():
-    model = small_model()
-    model.latent.sample = lambda params: params.chunk(2, -1)[0]
-    obs, prev_action = clips()
-    asked = []
-
-    def act(feat, t):
-        asked.append(feat)
-        return prev_action[t]
-
-    deter = clip_evidence(model, obs, act)[3][..., :8]
-    assert asked[0].abs().max() == 0  # the first action is chosen in the zero state
-    for t in range(1, 5):
-        assert torch.equal(asked[t][:, :8], deter[t - 1])
-    prev_action = prev_action.clone()
-    prev_action[2] *= -1
-    # products of other shapes round otherwise, so not exactly 0
-    moved = (clip_evidence(model, obs, prev_action)[3][..., :8] - deter).abs().amax((1, 2)) > 1e-5
-    assert moved.tolist() == [False, False, True, True, True]
-
-
-def test_is_first_resets_state_and_action():
-    model = small_model()
-    model.latent.sample = lambda params: params.chunk(2, -1)[0]
-    obs, prev_action = clips()
-    first = torch.zeros(5, 2, dtype=torch.bool)
-    first[3] = True
-    deter = model.encode(obs, prev_action, first)[0]
-    fresh = model.encode(obs[3:], prev_action[3:] * torch.tensor([0.0, 1.0])[:, None, None], first[3:] & False)[0]
-    torch.testing.assert_close(deter[3:], fresh)
 
 
 # data

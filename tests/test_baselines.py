@@ -160,35 +160,6 @@ def test_d_gails_target_becomes_its_critic_every_so_often(recorded, trained, tmp
     assert same_tensors(saved["critic"], saved["target"]) == equal
 
 
-def toy_latents(sign: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two steps (3, 256, 4) whose latent keeps (1) or turns (-1) its direction, random actions: every state alike."""
-    first = torch.randn(256, 4)
-    feat = torch.stack([first, sign * first, first]) + 0.1 * torch.randn(3, 256, 4)
-    return feat, torch.nn.functional.one_hot(torch.randint(3, (2, 256)), 3).float()
-
-
-@pytest.mark.parametrize(
-    "kind, agent, chance",
-    [("transition", 1.0, True), ("transition", -1.0, False), ("state_action", 1.0, True), ("state_action", -1.0, True)],
-)
-def test_discriminator_ends_at_chance_if_and_only_if_it_sees_no_difference(kind, agent, chance):
-    torch.manual_seed(0)
-    discriminator = d_gail.mlp(8 if kind == "transition" else 7, 1, 2, 32)
-    optimizer = torch.optim.Adam(discriminator.parameters(), lr=3e-3)
-
-    def loss() -> torch.Tensor:
-        logits = [discriminator(disc_pairs(*toy_latents(sign), 4, kind)).squeeze(-1) for sign in (1.0, agent)]
-        return discriminator_loss(*logits)
-
-    for _ in range(200):
-        optimizer.zero_grad()
-        loss().backward()
-        optimizer.step()
-    with torch.no_grad():
-        held_out = sum(loss().item() for _ in range(20)) / 20
-    assert 0.683 < held_out < 0.703 if chance else held_out < 0.1, held_out  # chance: ln 2 = 0.693
-
-
 # cloning
 
 
@@ -362,14 +333,13 @@ def test_each_loss_of_d_gail_trains_its_own_network(recorded, tmp_path, exact_mo
             assert changed and (all(changed) if part == kept else not any(changed)), (kept, part)
 
 
-@pytest.mark.parametrize("kind", ["d", "log_d", "log_1_d"])
-def test_no_gradient_from_the_policy_to_the_discriminator(small_model, kind):
+def test_no_gradient_from_the_policy_to_the_discriminator(small_model):
     torch.manual_seed(0)
     actor, critic, discriminator = d_gail.Actor(20, 3, True, 2, 16), d_gail.mlp(20, 1, 2, 16), d_gail.mlp(16, 1, 2, 16)
     feat, action = small_model.imagine(lambda feat, t: actor.sample(feat), torch.randn(6, 20), 3)
     value = critic(feat).squeeze(-1)
     logits = discriminator(disc_pairs(feat, action, 8, "transition")).squeeze(-1)
-    reward = adversarial_reward(logits, kind)  # with gradient: the losses must stop it themselves
+    reward = adversarial_reward(logits)  # with gradient: the losses must stop it themselves
     returns = d_gail.lambda_return(reward, value, 0.9, 0.9)
     log_prob, entropy = actor.log_prob(feat[:-1], action)
     networks = {"actor": actor, "critic": critic, "discriminator": discriminator, "world model": small_model}

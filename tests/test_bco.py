@@ -1,4 +1,4 @@
-"""bco.py: windows and splits, which action labels which observation, gradients, recovered actions, whole runs."""
+"""bco.py: windows and splits, which action belongs to which observation, losses, gradients, whole runs."""
 
 import json
 from types import SimpleNamespace
@@ -223,19 +223,3 @@ def test_other_data_under_the_same_names_are_refused(data, method):
         assert_one_sentence(stop)
         rewrite(data / name, lambda arrays: arrays | {"height": arrays["height"] * 2})
     bco.main(debug_args(data, method=method, run_dir="run"))
-
-
-def test_the_known_actions_of_a_line_are_recovered():
-    """x_t = x_{t-1} + 0.5 a: the inverse model learns it from random actions and labels an expert's moves."""
-    torch.manual_seed(0)
-    inverse = Actor({"x": 1}, 2, 1, 32)
-    optimizer = torch.optim.Adam(inverse.parameters(), lr=1e-2)
-    for _ in range(300):
-        place, action = 2 * torch.rand(64, 1) - 1, 1.8 * torch.rand(64, 1) - 0.9
-        loss = inverse_loss(inverse, torch.stack([place, place + 0.5 * action], 1), action)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    demo = torch.tensor([0.0, 0.3, 0.4, 0.15])[:, None]
-    found = label(inverse, demo, torch.tensor([0, 1, 2]), 1).flatten().tolist()
-    assert found == pytest.approx([0.6, 0.2, -0.5, 0.0], abs=0.08)
