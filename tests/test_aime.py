@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -18,7 +19,7 @@ import dmc
 import world_model
 from aime import Args, Policy, action_error, body_loss, clip_evidence, draw_clips, imitation_loss
 from dmc import Trajectories
-from world_model import GaussianLatent, WorldModel, beta_nll, gaussian_log_prob, kl_balanced, window_starts
+from world_model import WorldModel, kl_balanced, window_starts
 
 BODY_KEYS = {"losses/world_model", "losses/nll", "losses/kl", "losses/grad_norm", "world_model/elbo", "charts/SPS",
              "charts/seconds"}  # fmt: skip
@@ -53,12 +54,6 @@ def test_kl_of_gaussians_by_hand():
     assert world_model.kl_gaussian(left, left).abs().max() == 0
 
 
-def test_gaussian_log_density_by_hand():
-    # -(1/2)^2 / 2 - ln 2 - ln(2 pi) / 2 = -0.125 - 0.6931472 - 0.9189385
-    value = gaussian_log_prob(torch.tensor(1.0), torch.tensor(0.0), torch.tensor(2.0))
-    assert value.item() == pytest.approx(-1.7370857, abs=1e-6)
-
-
 def test_the_evidence_of_clips_is_summed_over_time_and_averaged_over_clips(monkeypatch):
     model = small_model()
     nll, kl = torch.tensor([[3.0, 0.0], [7.0, 0.0]]), torch.tensor([[2.0, 0.0], [5.0, 0.0]])
@@ -69,44 +64,6 @@ def test_the_evidence_of_clips_is_summed_over_time_and_averaged_over_clips(monke
         3.5,
         -8.5,
     ]  # (3 + 7) / 2, (2 + 5) / 2
-
-
-def test_beta_nll_weights_by_hand():
-    log_prob = torch.tensor([[[-1.0, -2.0]], [[-3.0, -4.0]]])  # (2, 1, 2)
-    std = torch.tensor([[[0.5, 1.5]], [[1.0, 3.0]]], requires_grad=True)
-    nll, kl = beta_nll(log_prob, std, torch.tensor([[2.0], [5.0]]))
-    assert nll.tolist() == [[3.5], [15.0]]  # 0.5 * 1 + 1.5 * 2, 1 * 3 + 3 * 4
-    assert kl.tolist() == [[2.0], [10.0]]  # mean deviation 1 and 2: 1 * 2, 2 * 5
-    assert not nll.requires_grad and not kl.requires_grad  # the weights have no gradient
-
-
-def test_beta_nll_gradient_of_the_deviation_is_that_of_the_log_density_times_sigma():
-    std = torch.tensor([[[2.0]]], requires_grad=True)
-    log_prob = gaussian_log_prob(torch.ones(1, 1, 1), torch.zeros(1, 1, 1), std)
-    beta_nll(log_prob, std, torch.zeros(1, 1))[0].sum().backward()
-    # d(-log p)/d sigma = 1/sigma - x^2/sigma^3 = 1/2 - 1/8, times sigma = 2
-    assert std.grad.item() == pytest.approx(0.75)
-
-
-@pytest.mark.parametrize("free_nats, share", [(1.0, 1.0), (2.0, 0.0)])
-def test_free_nats_stop_the_gradient_of_a_step_but_not_the_value(free_nats, share):
-    latent = GaussianLatent(1)
-    post = torch.tensor([[1.0, 2.0]], requires_grad=True)  # 1.3068528 nats from the prior
-    kl = kl_balanced(latent, post, torch.tensor([[0.0, 1.0]]), None, free_nats)
-    kl.sum().backward()
-    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
-    # d/d mean = mean = 1, d/d std = std - 1/std = 1.5
-    torch.testing.assert_close(post.grad, share * torch.tensor([[1.0, 1.5]]))
-
-
-def test_balanced_kl_has_the_plain_value_and_shared_gradients():
-    post, prior = (torch.tensor(x, requires_grad=True) for x in ([[1.0, 2.0]], [[0.0, 1.0]]))
-    kl = kl_balanced(GaussianLatent(1), post, prior, 0.8)
-    kl.sum().backward()
-    assert kl.item() == pytest.approx(1.3068528, abs=1e-6)
-    torch.testing.assert_close(post.grad, 0.2 * torch.tensor([[1.0, 1.5]]))
-    # prior: d/d mean = -(1 - 0) / 1 = -1, d/d std = 1 - (4 + 1) = -4
-    torch.testing.assert_close(prior.grad, 0.8 * torch.tensor([[-1.0, -4.0]]))
 
 
 def fixed_policy(mean: float, std: float) -> Policy:
@@ -154,47 +111,12 @@ def test_encode_equals_evidence_with_the_same_noise(deviation, keys):
         torch.testing.assert_close(elbo, -(nll + kl))
 
 
-@pytest.mark.parametrize("recorded", [True, False])
-def test_without_is_first_no_frame_is_a_first(recorded):
-    model = small_model()
-    obs, prev_action = clips()
-    act, found = prev_action if recorded else (lambda feat, t: prev_action[t] * feat[:, :1].cos()), []
+def test_without_is_first_no_frame_is_a_first():
+    model, (obs, prev_action), found = small_model(), clips(), []
     for first in (None, torch.zeros(5, 2, dtype=torch.bool)):
         torch.manual_seed(1)
-        found.append(torch.cat(model.filter(obs, act, first)[:3], -1))
+        found.append(torch.cat(model.filter(obs, lambda feat, t: prev_action[t] * feat[:, :1].cos(), first)[:3], -1))
     assert torch.equal(*found)
-
-
-def test_an_action_moves_the_state_of_its_own_row_and_is_chosen_in_the_row_before():
-    model = small_model()
-    model.latent.sample = lambda params: params.chunk(2, -1)[0]
-    obs, prev_action = clips()
-    asked = []
-
-    def act(feat, t):
-        asked.append(feat)
-        return prev_action[t]
-
-    deter = clip_evidence(model, obs, act)[3][..., :8]
-    assert asked[0].abs().max() == 0  # the first action is chosen in the zero state
-    for t in range(1, 5):
-        assert torch.equal(asked[t][:, :8], deter[t - 1])
-    prev_action = prev_action.clone()
-    prev_action[2] *= -1
-    # products of other shapes round otherwise, so not exactly 0
-    moved = (clip_evidence(model, obs, prev_action)[3][..., :8] - deter).abs().amax((1, 2)) > 1e-5
-    assert moved.tolist() == [False, False, True, True, True]
-
-
-def test_is_first_resets_state_and_action():
-    model = small_model()
-    model.latent.sample = lambda params: params.chunk(2, -1)[0]
-    obs, prev_action = clips()
-    first = torch.zeros(5, 2, dtype=torch.bool)
-    first[3] = True
-    deter = model.encode(obs, prev_action, first)[0]
-    fresh = model.encode(obs[3:], prev_action[3:] * torch.tensor([0.0, 1.0])[:, None, None], first[3:] & False)[0]
-    torch.testing.assert_close(deter[3:], fresh)
 
 
 # data
@@ -280,6 +202,47 @@ def test_phase_1_trains_every_weight_of_the_model(deviation):
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
     assert metrics["losses/world_model"] == loss.detach()
+
+
+def test_weights_of_the_kl(monkeypatch):
+    model, (obs, action), terms = small_model(), clips(), torch.tensor([2.0, 3.0, 0.0])
+    policy = Policy(model.feat_size, 6, 8)
+
+    def evidence(model, obs, act, *rest):
+        if callable(act):
+            act(torch.zeros(2, model.feat_size), 0)
+        return *terms, torch.zeros(5, 2, 1)
+
+    monkeypatch.setattr(aime, "clip_evidence", evidence)
+    assert body_loss(model, obs, action, None, 0.0, 10.0)[0].item() == 32.0
+    for objective, loss in (("elbo", 32.0), ("kl", 30.0), ("reconstruction", 2.0)):
+        assert imitation_loss(model, policy, obs, objective, 10.0)[0].item() == loss
+
+
+def test_inverse_model_sees_a_state_and_the_next_observation():
+    model, (obs, prev_action), seen = small_model(), clips(), []
+    idm = Policy(model.feat_size + model.embed_size, 6, 8)
+    idm.log_prob = lambda inputs, action: seen.append((inputs, action)) or inputs.sum(-1)
+    torch.manual_seed(1)
+    feat = clip_evidence(model, obs, prev_action)[3]
+    torch.manual_seed(1)
+    body_loss(model, obs, prev_action, None, 0.0, 1.0, idm)
+    ((inputs, action),) = seen
+    assert torch.equal(inputs, torch.cat([feat[:-1], obs[1:]], -1)) and torch.equal(action, prev_action[1:])
+
+
+def test_the_policy_is_drawn_to_the_inverse_model():
+    model, (obs, _), seen, losses = small_model(), clips(), [], []
+    idm, policy = Policy(model.feat_size + model.embed_size, 6, 8), Policy(model.feat_size, 6, 8)
+    idm.gaussian = lambda inputs: seen.append(inputs) or (torch.zeros(2, 6), torch.ones(2, 6))
+    policy.gaussian = lambda feat: (torch.ones(2, 6), torch.full((2, 6), 2.0))
+    idm.sample = policy.sample = lambda inputs: torch.zeros(2, 6)
+    for used in (idm, None):
+        torch.manual_seed(0)
+        losses.append(imitation_loss(model, policy, obs, idm=used)[0].item())
+    # N(0, 1) from N(1, 2): ln 2 + 2 / 8 - 1/2 = 0.4431472; six actions, five steps
+    assert losses[0] - losses[1] == pytest.approx(30 * 0.4431472, rel=1e-4)
+    assert torch.equal(torch.stack(seen)[..., -15:], obs) and not seen[0][:, :-15].any()  # chosen in the state before
 
 
 def test_inverse_model_learns_from_detached_states():
@@ -402,12 +365,19 @@ def debug_args(data, **changes) -> Args:
 @pytest.mark.parametrize("env_id, setting", [("walker-walk", "mdp"), ("walker-walk", "lpomdp"),
                                              ("walker-walk", "visual"), ("cheetah-flip", "lpomdp"),
                                              ("cheetah-flip", "mdp"), ("cheetah-flip", "visual")])  # fmt: skip
-def test_run_of_every_setting(data, env_id, setting):
+def test_run_of_every_setting(data, monkeypatch, env_id, setting):
+    kls = []
+    monkeypatch.setattr(world_model, "kl_balanced", lambda *given: kls.append(given[3:]) or kl_balanced(*given))
     short = dict(batch_size=2, batch_length=3, model_updates=4, updates=4, eval_every=2, log_every=1)
     result = aime.main(debug_args(data, env_id=env_id, setting=setting, **short if setting == "visual" else {}))
     steps = 4 if setting == "visual" else 20
     run = data.parent / "runs" / env_id / f"aime-debug-{setting}-{env_id.split('-')[0]}-random-2-1"
     model = next((data.parent / "runs" / env_id.split("-")[0]).iterdir())
+    walker = env_id.startswith("walker")
+    asked = (None, 0.0) if walker else (0.8, 1.0)  # balance and free nats: rssm or rssmo
+    saved = torch.load(model / "checkpoint.pt", weights_only=True)
+    assert {*kls[:steps]} == {asked} == {(saved["balance"], saved["free_nats"])}
+    assert {*kls[steps:]} == {(None, 0.0)}  # phase 2: neither
     rows = read_log(run)
     assert {name for _, name in rows} == POLICY_KEYS and max(step for step, _ in rows) == steps
     assert {name for _, name in read_log(model)} == BODY_KEYS
@@ -420,9 +390,25 @@ def test_run_of_every_setting(data, env_id, setting):
         assert dream.size == (5 * 128, 512) and np.abs(first - float(npz["image"][0].mean())).max() <= 1
     assert result["percent_of_expert"] == pytest.approx(100 * result["eval/return_mean"] / result["expert_return"])
     loaded = world_model.load_world_model(model / "checkpoint.pt")
-    learned = env_id.startswith("walker") and setting != "visual"
-    assert loaded.learned == learned and loaded.pixel_std.item() == (255 if setting == "visual" else 1)
+    visual = setting == "visual"
+    assert loaded.learned == (walker and not visual) and loaded.pixel_std.item() == (255 if visual else 1)
     assert torch.load(run / "checkpoint.pt", weights_only=True)["step"] == steps
+
+
+def test_games_are_played_with_the_policys_mode(data, monkeypatch):
+    monkeypatch.setattr(Policy, "mode", lambda self, feat: torch.full((len(feat), 6), 0.5))
+    result = aime.main(debug_args(data, run_dir="run", model_updates=1, updates=2, eval_every=1))
+    assert result["best_validation"] == result["eval/return_mean"] == 0.5 * STEPS
+
+
+def test_gradients_are_clipped(data):
+    weight = torch.nn.Parameter(torch.zeros(1))
+    parts = {"optimizer": torch.optim.SGD([weight])}
+    args = debug_args(data, grad_clip=3.0, learning_rate=1.0, updates=1, anneal=False)
+    run = world_model.Run("run", args, parts)
+    aime.optimise(run, [weight], lambda: ((30 * weight).sum(), {}), 1)
+    run.writer.close()
+    assert weight.item() == pytest.approx(-3) and run.report["losses/grad_norm"] == 30
 
 
 def test_the_gif_shows_the_game_that_was_played(data):
@@ -559,6 +545,18 @@ def test_bad_input_ends_with_one_sentence(data):
     with pytest.raises(SystemExit, match="a/checkpoint.pt") as stop:
         aime.main(debug_args(data, run_dir="a"))
     assert_one_sentence(stop)
+
+
+def test_action_error_by_hand():
+    model, obs, chosen = small_model(), clips(3, 1)[0], iter([9.0, 1.0, 2.0])
+    true = torch.tensor([5.0, 0.0, 4.0])[:, None].expand(3, 6)  # the actions that led to these rows
+    policy = SimpleNamespace(sample=lambda feat: torch.full((1, 6), next(chosen)))
+    found = action_error(model, policy, SimpleNamespace(rows=lambda rows: (obs,)), true, torch.arange(3)[:, None])
+    assert found["imitate/action_error"] == 2.5  # (1 - 0)^2 = 1, (2 - 4)^2 = 4; the first was chosen blindly
+    torch.manual_seed(0)
+    torch.randn(3, 1, 3)  # the draws under the policy's actions
+    elbo = clip_evidence(model, obs, true[:, None])[2].item()
+    assert found["imitate/elbo_true_actions"] == pytest.approx(elbo)
 
 
 def test_action_error_leaves_the_random_state_alone(data):

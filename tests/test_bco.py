@@ -1,4 +1,4 @@
-"""bco.py: windows and splits, which action labels which observation, gradients, recovered actions, whole runs."""
+"""bco.py: windows and splits, which action belongs to which observation, losses, gradients, whole runs."""
 
 import json
 from types import SimpleNamespace
@@ -77,6 +77,24 @@ def test_policy_learns_through_the_frozen_forward_model():
     assert all(p.grad.abs().sum() > 0 for p in policy.parameters()) and all(p.grad is None for p in model.parameters())
 
 
+def test_a_stage_ends_with_the_weights_of_its_lowest_validation_loss():
+    net = torch.nn.Linear(1, 1, bias=False)
+    net.weight.data.fill_(0.0)
+    args = Args(min_epochs=1, min_updates=1, patience=2, learning_rate=0.0)
+    held = iter([5.0, 3.0, 4.0, 6.0, 1.0])
+
+    def loss(rows):
+        if not torch.is_grad_enabled():
+            return torch.tensor(next(held))
+        net.weight.data += 1  # once an epoch
+        return 0 * net.weight.sum()
+
+    parts = bco.stage(args, "policy", net)
+    run = SimpleNamespace(parts=parts, args=args, step=0, log=lambda *_: None, save=lambda: None)
+    bco.fit(run, "policy", loss, torch.tensor([0]), torch.tensor([0]))
+    assert run.step == 4 and net.weight.item() == 2 and parts["policy_stopping"].loss == 3.0
+
+
 def test_player_repeats_the_first_observation():
     policy = Actor({"x": 1}, 3, 1, 4)
     policy.forward = lambda obs: obs[:, :, 0]
@@ -126,6 +144,32 @@ def test_run_of_every_method_and_setting(data, method, setting):
     again = bco.main(debug_args(data, method=method, setting=setting, run_dir="run", eval_only=True, **short))
     assert again["eval/return_mean"] == result["eval/return_mean"]
     assert (data.parent / "run" / "checkpoint.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("method, folder, last", [("bco", "walker-random", -2), ("oracle", "walker-walk-expert", -1)])
+def test_an_observation_goes_with_the_action_taken_there(data, monkeypatch, method, folder, last):
+    pairs, taken, name = [], {}, {"bco": "inverse_loss", "oracle": "cloning_loss"}[method]
+    rule = getattr(bco, name)
+    monkeypatch.setattr(bco, name, lambda *given: pairs.extend(zip(given[1][:, last, 0], given[2])) or rule(*given))
+    bco.main(debug_args(data, method=method, run_dir="run", max_epochs=1, eval_episodes=0))
+    for file in (data / folder).glob("*.npz"):
+        with np.load(file) as npz:  # by the first sensor; the next row's action was taken there
+            taken |= dict(zip(npz["orientations"][:-1, 0].astype(np.float32).tolist(), npz["pre_action"][1:].tolist()))
+    assert pairs and all(taken[sensor.item()] == action.tolist() for sensor, action in pairs)
+
+
+@pytest.mark.parametrize("method, name", [("bco", "inverse"), ("iidm", "forward")])
+def test_the_policy_sees_with_the_trained_models_encoder_first(data, monkeypatch, method, name):
+    seen = []
+
+    def fit(run, stage, *rest):
+        seen.append(same_tensors(*(run.parts[part].encoder.state_dict() for part in ("policy", name))))
+        for weight in run.parts[stage].parameters():
+            weight.data += 1
+
+    monkeypatch.setattr(bco, "fit", fit)
+    bco.main(debug_args(data, method=method, setting="visual", stack=2, eval_episodes=0))
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize("method", ["bco", "iidm"])
@@ -179,19 +223,3 @@ def test_other_data_under_the_same_names_are_refused(data, method):
         assert_one_sentence(stop)
         rewrite(data / name, lambda arrays: arrays | {"height": arrays["height"] * 2})
     bco.main(debug_args(data, method=method, run_dir="run"))
-
-
-def test_the_known_actions_of_a_line_are_recovered():
-    """x_t = x_{t-1} + 0.5 a: the inverse model learns it from random actions and labels an expert's moves."""
-    torch.manual_seed(0)
-    inverse = Actor({"x": 1}, 2, 1, 32)
-    optimizer = torch.optim.Adam(inverse.parameters(), lr=1e-2)
-    for _ in range(300):
-        place, action = 2 * torch.rand(64, 1) - 1, 1.8 * torch.rand(64, 1) - 0.9
-        loss = inverse_loss(inverse, torch.stack([place, place + 0.5 * action], 1), action)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    demo = torch.tensor([0.0, 0.3, 0.4, 0.15])[:, None]
-    found = label(inverse, demo, torch.tensor([0, 1, 2]), 1).flatten().tolist()
-    assert found == pytest.approx([0.6, 0.2, -0.5, 0.0], abs=0.08)

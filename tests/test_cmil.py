@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import numpy as np
@@ -169,32 +170,14 @@ def test_disagreement_and_reward_by_hand():
     assert imitation_reward(logits, 0.0, 0.0, "logit").tolist() == pytest.approx([0, 1.0986123])
 
 
-def test_members_with_equal_weights_agree():
-    model = small_model()
-    for head in model.priors[1:]:
-        head.load_state_dict(model.priors[0].state_dict())
-    _, _, spread = model.dream(lambda feat, t: feat[:, :1], torch.randn(4, 9), 3)
-    assert spread.abs().max() < 1e-6 and spread.shape == (3, 4)
-
-
 def test_discriminator_at_chance_costs_two_log_two_and_noise_is_the_same_for_both():
     assert discriminator_loss(torch.zeros(7), torch.zeros(3, 5)).item() == pytest.approx(2 * math.log(2))
-    # D = 3/4 on both: -ln 0.75 - ln 0.25
-    assert discriminator_loss(torch.full((7,), math.log(3)), torch.full((3,), math.log(3))).item() == pytest.approx(
-        1.6739764)  # fmt: skip
+    # D = 3/4 of the expert's, 1/4 of the policy's: -2 ln 0.75
+    expert, policy = torch.full((7,), math.log(3)), torch.full((3,), -math.log(3))
+    assert discriminator_loss(expert, policy).item() == pytest.approx(0.5753641)
     torch.manual_seed(0)
     zeros = torch.zeros(10_000, 3)
     assert noisy(zeros, 2.5).std(0).tolist() == pytest.approx([2.5] * 3, abs=0.1) and noisy(zeros, 0.0).eq(0).all()
-
-
-def test_a_discriminator_of_identical_data_tends_to_two_log_two():
-    torch.manual_seed(0)
-    net, data = mlp(2, 1, 2, 16), torch.randn(64, 2)
-    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
-    for _ in range(60):
-        loss = discriminator_loss(net(noisy(data, 0.0)), net(noisy(data, 0.0)))
-        optimizer.zero_grad(), loss.backward(), optimizer.step()
-    assert loss.item() == pytest.approx(2 * math.log(2), abs=1e-3)
 
 
 def test_balanced_kl_by_hand():
@@ -232,6 +215,49 @@ def test_data_target_by_hand():
     # T = 4, two real pairs; the dream from the next state: 0.5 * (0.25 * 2 + 0.75 * 6) = 2.5, 0.5 * (0.75 + 5.25) = 3
     found = data_target(torch.tensor([[10.0], [20.0]]), value, returns, 0.5, 0.75)
     assert found.flatten().tolist() == [12.5, 23.0]
+
+
+class Fixed(torch.nn.Module):
+    """Stands for critics that give these values, whatever they see."""
+
+    def __init__(self, *values: float):
+        super().__init__()
+        self.values = torch.nn.Parameter(torch.tensor(values))
+
+    def __len__(self):
+        return len(self.values)
+
+    def forward(self, inputs):
+        return self.values.view(-1, *[1] * (inputs.ndim - 1)).expand(-1, *inputs.shape[:-1])
+
+
+def test_agent_loss_by_hand(monkeypatch):
+    """D is 1/2, the disagreement 0.1, alpha 2: reward 0.3. One slice of four rows; no entropy, no cloning."""
+    model, feat, action = small_model(), torch.zeros(4, 1, 9), torch.zeros(4, 1, 1)
+    agent = small_agent(model) | {"critics": Fixed(2.0, 3.0), "targets": Fixed(4.0, 4.0)}
+    agent["discriminator"] = lambda pairs: pairs[..., :1] * 0
+    dream = Model.dream
+    monkeypatch.setattr(model, "dream", lambda *rest: (*dream(model, *rest)[:2], torch.full((3, 4), 0.1)))
+    monkeypatch.setattr(cmil, "ENTROPY", 0.0)
+    args = Args(horizon=3, alpha=2.0, beta=0.0, gamma=0.5, lam=0.75)
+    losses, metrics = agent_loss(args, agent, feat, action, feat, action)
+    assert metrics["imagine/reward"].item() == pytest.approx(0.3)
+    # the smaller critic, 2: G_1 = 0.3 + 0.5 * 2 = 1.3, G_0 = 0.3 + 0.5 * (0.25 * 2 + 0.75 * 1.3) = 1.0375
+    # k = 0: 0.25 * 2 + 0.75 * 1.0375 = 1.278125; k = 1: 0.5 * (0.25 * 2 + 0.75 * 1.3) = 0.7375
+    assert losses["actor"].item() == pytest.approx(-(1.278125 + 0.7375) / 2)
+    # targets, 4: G_1 = 0.3 + 0.5 * 4 = 2.3, G_0 = 0.3 + 0.5 * (1 + 0.75 * 2.3) = 1.6625, weighing 1/4 and 1/2
+    dreamt = 0.5 * (0.3375**2 + 1.3375**2) + 0.25 * (0.3**2 + 0.7**2)
+    # a real pair has no penalty: 0.5 + 0.5 * (0.25 * 4 + 0.75 * 1.6625) = 1.6234375
+    real = 0.3765625**2 + 1.3765625**2
+    assert losses["critics"].item() == pytest.approx(0.5 * (dreamt / 4 + real / 2), rel=1e-5)
+
+
+def test_model_loss_takes_half_the_squared_error(monkeypatch):
+    model, obs = small_model(), torch.full((4, 2, 2), 3.0)
+    monkeypatch.setattr(model, "decode", lambda feat: obs)
+    model.sensor_mean.fill_(1.0), model.sensor_std.fill_(2.0)
+    _, metrics, _ = model_loss(model, obs, *slices(4)[1:])
+    assert metrics["losses/nll"].item() == pytest.approx(4.0)  # (3 - 1) / 2 = 1, from 3: 2^2 for each of two, halved
 
 
 def test_vmails_penalty_by_hand():
@@ -286,6 +312,16 @@ def test_discriminator_critics_and_cloning_see_the_same_pairs(monkeypatch):
     assert torch.equal(values, imagined) and torch.equal(model_pairs, imagined[:2]) and torch.equal(data_pairs, real)
 
 
+def test_real_pairs_are_judged_without_noise():
+    model = small_model()
+    agent = small_agent(model)
+    agent["discriminator"] = Recorder(agent["discriminator"])
+    feat, action = torch.zeros(5, 2, model.feat_size), torch.zeros(5, 2, 1)
+    agent_loss(Args(horizon=3, sigma=2.5), agent, feat, action, feat, action)
+    imagined, demonstrated, real = agent["discriminator"].seen
+    assert imagined.std() > 1 and demonstrated.any() and not real.any()
+
+
 def test_a_dreams_disagreement_is_that_of_the_state_it_leads_to():
     model = small_model()
     with torch.no_grad():
@@ -336,15 +372,13 @@ def test_the_actors_gradient_comes_through_the_model():
     assert all(grad.abs().max() > 0 for grad in grads) and all(w.grad is None for w in model.parameters())
 
 
-@pytest.mark.parametrize("method", ["cmil", "vmail", "bc"])
-def test_losses_of_every_method_are_finite(method):
-    model, (_, action, _) = small_model(), slices()
-    inputs = model.feat_size if method == "vmail" else 0
-    agent = small_agent(model, 1 if inputs else 2, inputs)
-    feat = torch.randn(6, 2, model.feat_size)
-    losses, metrics = agent_loss(Args(horizon=3, method=method), agent, feat, action, feat, action)
-    assert losses.keys() == ({"actor"} if method == "bc" else {"discriminator", "actor", "critics"})
-    assert all(value.isfinite() for value in (losses | metrics).values())
+def test_the_actor_gets_no_gradient_through_its_input(monkeypatch):
+    model, asked = small_model(), []
+    agent, ask = small_agent(model), Actor.forward
+    monkeypatch.setattr(Actor, "forward", lambda self, feat: asked.append(feat.requires_grad) or ask(self, feat))
+    feat, action = torch.zeros(5, 2, model.feat_size), torch.zeros(5, 2, 1)
+    agent_loss(Args(horizon=3), agent, feat, action, feat, action)
+    assert asked == [False] * 4  # what is cloned, and three steps of dreams
 
 
 # demonstrations and replay
@@ -433,12 +467,33 @@ def test_what_is_played_goes_into_the_replay_with_the_action_that_led_there(tmp_
     assert len(other.obs) == 1 and other.steps == game.steps and "begins anew" in capsys.readouterr().out
 
 
+def test_no_game_of_the_replay_is_a_test_game(tmp_path):
+    replay, seeds = Replay(tmp_path, [episode(9, 1)], 5), []
+    env = SimpleNamespace(action_space=Point.action_space, reset=lambda seed: (seeds.append(seed) or np.zeros(2), {}))
+    for seed in (0, 1, 2):
+        game = Interaction(env, small_model(), None, replay, seed)
+        for replay.played in range(1, 4):
+            game.begin()
+        replay.played = 0
+    assert len(set(seeds)) == 12 and min(seeds) >= 20_000 + 10**6  # final: from 1000, validation: from 20 000
+
+
 # whole runs
 
 
-@pytest.mark.parametrize("method", ["cmil", "no-conservatism", "vmail", "bc"])
-def test_run_of_every_method(data, method):
+@pytest.mark.parametrize("method, settings", [("cmil", (2.0, 10.0, 2.5, 0.0, 2)), ("bc", (2.0, 10.0, 2.5, 0.0, 2)),
+                                              ("no-conservatism", (0.0, 0.0, 2.5, 0.0, 2)),
+                                              ("vmail", (0.0, 0.0, 0.0, 0.3, 1))])  # fmt: skip
+def test_run_of_every_method(data, monkeypatch, method, settings):
+    seen, names = set(), ("alpha", "beta", "sigma", "action_noise")
+
+    def loss(args, networks, *rest):
+        seen.add((*(getattr(args, name) for name in names), len(networks["model"].priors)))
+        return agent_loss(args, networks, *rest)
+
+    monkeypatch.setattr(cmil, "agent_loss", loss)
     result = cmil.main(debug_args(data, method=method))
+    assert seen == {settings}
     run = data.parent / "runs" / "Point-v0" / f"cmil-{method}-debug-state-2-1"
     rows = read_log(run)
     updates = 14 + 6 * (method in ("cmil", "bc"))  # 15 steps, then 2 updates per 5 of the other 35
@@ -448,6 +503,14 @@ def test_run_of_every_method(data, method):
     assert saved["env_steps"] == (0 if method == "bc" else 50) and saved["method"] == method
     assert len(list((run / "replay").glob("*.npz"))) == (0 if method == "bc" else 4)
     assert {"episodes.csv", "final_episodes.csv", "checkpoint.pt"} <= {p.name for p in run.iterdir()}
+
+
+@pytest.mark.parametrize("updates, equal", [(4, True), (3, False)])
+def test_the_targets_become_the_critics_every_so_often(data, monkeypatch, updates, equal):
+    monkeypatch.setattr(cmil, "COPY_EVERY", 4)
+    cmil.main(debug_args(data, run_dir="run", env_steps=15, pretrain=updates, eval_episodes=0))
+    saved = torch.load("run/checkpoint.pt", weights_only=True)
+    assert saved["step"] == updates and same_tensors(saved["critics"], saved["targets"]) == equal
 
 
 def test_run_from_pixels_draws_dreams_and_a_clip(data):

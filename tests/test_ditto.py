@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -283,6 +284,25 @@ def test_encode_expert_filters_every_episode_from_its_start(counting, small_mode
     assert not feat.requires_grad
 
 
+def test_agent_loss_by_hand(monkeypatch):
+    """Three steps of reward 1; a feature is the number of its step."""
+    model, values = CountingModel(), torch.tensor([4.0, 1.0, 2.0, 4.0])  # of the target
+    model.imagine = lambda act, feat, H: WorldModel.imagine(model, act, feat, H)
+    count = lambda feat: feat[..., :1]  # noqa: E731
+    log_prob = lambda feat, action: (-((1 + feat[..., 0]) ** 2), torch.full(feat.shape[:2], 0.5))  # noqa: E731
+    actor = SimpleNamespace(sample=count, log_prob=log_prob)
+    monkeypatch.setattr(ditto, "intrinsic_reward", lambda agent, *rest: torch.ones(agent.shape[:2]))
+    args, target = Args(horizon=3, gamma=0.5, lam=0.75), lambda feat: values[feat[..., :1].long()]
+    loss, metrics = ditto.agent_loss(args, model, actor, count, target, torch.tensor(0.1), torch.zeros(4, 1, 2))
+    # V_2 = 1 + 0.5 * 4 = 3, V_1 = 1 + 0.5 * (0.25 * 2 + 0.75 * 3) = 2.375, V_0 = 1 + 0.5 * (0.25 + 1.78125) = 2.015625
+    # critic, 0 1 2: errors 2.015625, 1.375, 1: half the mean square is 1.1588949
+    assert metrics["losses/value"].item() == pytest.approx(1.1588949)
+    # advantages -1.984375, 1.375, 1: mean 0.1302083, deviation 1.8408566: -1.1486954, 0.6762024, 0.4724930
+    # log pi, -1 -4 -9: the mean product is -1.9361837; and 0.1 * 0.5 of entropy
+    assert metrics["losses/policy"].item() == pytest.approx(1.8861837)
+    assert loss.item() == pytest.approx(1.1588949 + 1.8861837)
+
+
 # gradients
 
 
@@ -436,6 +456,13 @@ def test_resumed_run_equals_uninterrupted_run(recorded, trained, run, tmp_path, 
     for key in logs[1]:
         assert key[1] in ("charts/SPS", "charts/seconds") or logs[1][key] == logs[0][key], key
     assert (15, "losses/policy") in logs[1] and result["eval/return_mean"] == run[1]["eval/return_mean"]
+
+
+@pytest.mark.parametrize("updates, equal", [(3, True), (2, False)])
+def test_the_target_becomes_the_critic_every_so_often(recorded, trained, tmp_path, updates, equal):
+    ditto.main(debug_args(recorded, trained, tmp_path, updates=updates, eval_episodes=0))
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert same_tensors(saved["critic"], saved["target"]) == equal
 
 
 def test_playing_more_often_does_not_change_the_training(recorded, trained, run, tmp_path):

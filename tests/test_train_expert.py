@@ -75,6 +75,45 @@ def test_debug_run_writes_an_actor_and_resumes_exactly(tmp_path, monkeypatch):
         train_expert.main(Args(size="debug", run_dir=str(tmp_path / "broken")))
 
 
+class FakeGames:
+    """Two games that pay 3 and -2 a step; the first loses a life in step 5 of them, the second ends in step 9."""
+
+    action_size = 3
+
+    def __init__(self, *rest):
+        self.seen, self.steps = np.full((2, 64, 64, 1), 9, np.uint8), 0
+
+    def reset(self, seeds):
+        pass
+
+    def step(self, action):
+        self.seen, self.steps = self.seen + np.uint8(9), self.steps + 1
+        lives, over = np.array([3 - (self.steps >= 5), 3]), np.array([False, self.steps == 9])
+        info = {"lives": lives, "forced": np.zeros(2, bool)}
+        return np.array([3.0, -2.0]), over, np.zeros(2, bool), info
+
+
+def test_what_ppo_learns_from(tmp_path, monkeypatch):
+    estimated = []
+
+    def estimate(reward, done, value, gamma, lam):
+        estimated.append((reward, done, value))
+        return 100 * torch.arange(32.0).view(16, 2)
+
+    def loss(value, target):
+        reward, done, value = estimated[0]
+        assert reward.tolist() == [[1.0, -1.0]] * 16 and done.nonzero().tolist() == [[4, 0], [8, 1]]
+        expected = 100 * torch.arange(32.0) + value[:-1].flatten()  # advantage + value
+        assert len(target) == 16 and torch.isin(target, expected).all() and value.all()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_expert, "Games", FakeGames)
+    monkeypatch.setattr(train_expert, "gae", estimate)
+    monkeypatch.setattr(train_expert.F, "mse_loss", loss)
+    with pytest.raises(KeyboardInterrupt):
+        train_expert.main(Args(env_id="BreakoutNoFrameskip-v4", size="debug", run_dir=str(tmp_path)))
+
+
 @pytest.mark.parametrize("env_id", ["ALE/Pong-v5", "NoSuchGameNoFrameskip-v4", "Pong-ramNoFrameskip-v4", "CartPole-v1"])
 def test_bad_env_id_is_one_sentence(env_id):
     with pytest.raises(SystemExit, match="is not an Atari game"):

@@ -63,21 +63,6 @@ def test_kl_balanced_value_and_gradients_by_hand():
     torch.testing.assert_close(post.grad, torch.tensor([[0.0549306, -0.0549306, 0.0, 0.0]]), atol=1e-6, rtol=0)
 
 
-def test_kl_balanced_of_equal_distributions_is_zero():
-    logits = torch.randn(5, 2, 12)
-    assert (
-        kl_balanced(CategoricalLatent(3, 4), logits, logits + 7, 0.8).abs().max() < 1e-5
-    )  # a constant added to logits changes nothing
-
-
-@pytest.mark.parametrize("alpha, trained", [(1.0, "prior"), (0.0, "post")])
-def test_kl_balanced_limits_train_one_side_only(alpha, trained):
-    logits = {name: torch.randn(6, requires_grad=True) for name in ("post", "prior")}
-    kl_balanced(CategoricalLatent(2, 3), logits["post"], logits["prior"], alpha).backward()
-    for name, value in logits.items():
-        assert (value.grad.abs().max() > 1e-3) == (name == trained)
-
-
 def test_gaussian_kl_value_gradients_and_free_nats_by_hand():
     # N(1, 2) from N(0, 1): ln(1/2) + (4 + 1) / 2 - 1/2 = 1.3068528
     post, prior = torch.tensor([[1.0, 2.0]], requires_grad=True), torch.tensor([[0.0, 1.0]], requires_grad=True)
@@ -95,6 +80,11 @@ def test_gaussian_kl_value_gradients_and_free_nats_by_hand():
         assert not trained or post.grad[0, 0].item() == pytest.approx(0.2)  # (1 - 0.8) * 1
 
 
+def test_gaussian_deviation_is_a_softplus():
+    found = GaussianLatent(2).params(torch.tensor([5.0, -5.0, -3.0, 0.0]))
+    assert found.tolist() == pytest.approx([5.0, -5.0, 0.0485874, 0.6931472], abs=1e-5)  # ln(1 + e^-3), ln 2
+
+
 def test_gaussian_density_and_beta_nll_by_hand():
     # N(0, 1) at 0: -0.9189385; N(1, 2) at 3: -0.5 - ln 2 - 0.9189385 = -2.1120857
     mean, std = torch.tensor([[[0.0, 1.0]]]), torch.tensor([[[1.0, 2.0]]], requires_grad=True)
@@ -103,6 +93,7 @@ def test_gaussian_density_and_beta_nll_by_hand():
     nll, kl = beta_nll(log_prob, std, torch.tensor([[4.0]]))
     assert nll.item() == pytest.approx(0.9189385 + 2 * 2.1120857, abs=1e-5)
     assert kl.item() == 6.0 and not kl.requires_grad  # the mean deviation is 3/2
+    assert beta_nll(torch.zeros(2, 1), torch.tensor([[1.0], [3.0]]), torch.ones(2))[1].tolist() == [1.0, 3.0]  # by step
     nll.sum().backward()
     # d(-log p)/d std, times the deviation as a constant: 1 * (1 - 0) and 2 * (1/2 - 4/8)
     torch.testing.assert_close(std.grad, torch.tensor([[[1.0, 0.0]]]))
@@ -498,6 +489,20 @@ def test_validation_leaves_the_training_noise_alone(recorded, trained, tmp_path)
     assert often[20, "losses/world_model"] == rarely[20, "losses/world_model"]
 
 
+def test_an_update_goes_on_from_the_state_of_the_one_before(counting, tmp_path, monkeypatch):
+    states, filtered = [], WorldModel.filter
+
+    def watch(self, embed, act, is_first, state):
+        states.append((state, (found := filtered(self, embed, act, is_first, state))[-1]))
+        return found
+
+    monkeypatch.setattr(WorldModel, "filter", watch)
+    world_model.main(debug_args(counting, tmp_path, updates=3, eval_every=3))
+    states = states[:3]  # then it validates
+    assert not any(part.any() for part in states[0][0]) and states[0][1][0].any()
+    assert all(same_tensors(after[0], before[1]) for before, after in zip(states, states[1:]))
+
+
 def test_shipped_bfloat16_weights_load(trained, tmp_path):
     saved = torch.load(trained[0] / "checkpoint.pt", weights_only=True)
     weights = {name: value.bfloat16() for name, value in saved["model"].items()}
@@ -508,7 +513,8 @@ def test_shipped_bfloat16_weights_load(trained, tmp_path):
 
 
 class Slider:
-    """A world of one bright pixel that moves a column per step; `drawn` says where it is dreamt."""
+    """A world of one bright pixel that moves a column per step, under the actions 0, 1, 2, 0, ...; `drawn` says where
+    it is dreamt. A feature is the number of its row."""
 
     feat_size, deter_size = 1, 1
 
@@ -519,7 +525,8 @@ class Slider:
         return torch.arange(int(data.starts[-1]))[:, None].float()
 
     def imagine(self, act, feat, horizon):
-        assert act(feat, horizon - 1).shape == (len(feat), 3)
+        for t in range(horizon):  # the action that leads to row n is that of row n - 1
+            assert torch.equal(act(feat, t).argmax(-1), (feat[:, 0].long() + t) % 3)
         return torch.stack([feat + t for t in range(horizon + 1)]), None
 
     def preprocess(self, image):
@@ -535,6 +542,14 @@ class Slider:
         return (pictures * 100).movedim(-3, -1)
 
 
+def held_out(folder: Path, frames: np.ndarray) -> Episodes:
+    """A data set whose held-out game shows these frames, under the actions of `Slider`."""
+    for name in ("train_00000", "val_00000"):
+        tiny.write_episode(folder / f"{name}.npz", frames, np.arange(len(frames) - 1) % 3)
+    (folder / "dataset.json").write_text(json.dumps({"num_actions": 3}))
+    return Episodes([str(folder)], "val")
+
+
 @pytest.mark.parametrize(
     "drawn, error",
     [
@@ -547,12 +562,25 @@ def test_moving_error_by_hand(tmp_path, drawn, error):
     frames = np.zeros((40, 64, 64, 1), np.uint8)
     frames[np.arange(40), 9, np.arange(40)] = 200  # 2 when normalised
     frames[:, 30:40] = 50  # still: its error does not count
-    for name in ("train_00000", "val_00000"):
-        tiny.write_episode(tmp_path / f"{name}.npz", frames, np.zeros(39, int))
-    (tmp_path / "dataset.json").write_text(json.dumps({"num_actions": 3}))
-    metrics = world_model.validate(Slider(drawn), Episodes([str(tmp_path)], "val"))
+    metrics = world_model.validate(Slider(drawn), held_out(tmp_path, frames), count=9)
     for step in (1, 5, 10, 15):
         assert metrics[f"world_model/moving_error_{step}"] == pytest.approx(error, abs=1e-6)
+
+
+def test_errors_of_the_whole_dream_and_of_the_last_frame_by_hand(tmp_path):
+    """Row n is grey 4 (n + 1), and dreamt as 4 n."""
+    model = Slider(None)
+    model.decode = lambda feat: 0.04 * feat[..., None, None].expand(*feat.shape, 64, 64)
+    frames = 4 * np.arange(1, 41, dtype=np.uint8)[:, None, None, None].repeat(64, 1).repeat(64, 2)
+    metrics = world_model.validate(model, held_out(tmp_path, frames), count=2)  # from rows 0 and 24
+    # what is there, 1 and 15 steps ahead: (2^2 + 26^2) / 2 = 340 and (16^2 + 40^2) / 2 = 928; repeated: 15 too low
+    for name, error in (("open_loop_error_1", 1 / 340), ("open_loop_error_15", 1 / 928), ("copy_error_15", 225 / 928)):
+        assert metrics[f"world_model/{name}"] == pytest.approx(error, rel=1e-5), name
+
+
+def test_score_by_hand():
+    found = Run.score(SimpleNamespace(marks={"expert": 12.0, "random": 2.0}), np.array([3.0, 5.0]))
+    assert found == {"eval/return_mean": 4.0, "eval/return_std": 1.0, "eval/return_vs_expert": 0.2}
 
 
 # bad input ends with one sentence
@@ -758,6 +786,15 @@ def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path):
     assert (tmp_path / "episodes.csv").read_bytes() == b"update,seed,return,length\n10,1,2.0,3\r\n"
     log = {key: value for key, value in read_log(tmp_path).items() if not key[1].startswith("charts/")}
     assert log == {(5, "a"): 5, (5, "b"): 2, (10, "a"): 10, (10, "b"): 2}
+
+
+def test_the_step_size_falls_over_a_phases_own_updates(tmp_path):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    args = Args(device="cpu", updates=10, learning_rate=1.0, anneal=True, cudagraphs=False)
+    run = Run(tmp_path, args, {"optimizer": optimizer})
+    rates = [optimizer.param_groups[0]["lr"] for _ in run.steps(30)]
+    run.writer.close()
+    assert rates[::15] == pytest.approx([1.0, 0.55]) and rates[-1] == pytest.approx(0.13)  # 1 - 0.9 * 29 / 30
 
 
 def test_a_log_file_gets_lines_now_and_then_instead_of_a_bar(tmp_path, capsys):
