@@ -48,7 +48,7 @@ class Args:
     env_id: str = "walker-walk"
     """task of the demonstrations and of the test: walker-stand, -walk, -run, cheetah-run, -runb, -flip or -flipb"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<data>-<N^E>-<seed>. The same
     command resumes"""
@@ -72,7 +72,7 @@ class Args:
     """checkpoint of phase 1; default runs/<walker|cheetah>/world_model-<size>-<setting>-<data>-<seed>, with --run-dir
     <run_dir>/world_model; trained now if there is none"""
     variant: Literal["auto", "rssm", "rssmo"] = "auto"
-    """auto (rssm on Walker, rssmo on Cheetah, as the authors' configs), rssm or rssmo"""
+    """rssm (the decoder learns its deviation), rssmo (1), auto: rssm on Walker, rssmo on Cheetah (authors' configs)"""
     deter: int = 512
     """D, width of the recurrent state h"""
     stoch: int = 0
@@ -122,7 +122,7 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
     # aime
     objective: Literal["elbo", "kl", "reconstruction"] = "elbo"
-    """phase 2: both terms of Eq. 8, or, as ablations, only one"""
+    """phase 2, elbo: both terms of Eq. 8; kl, reconstruction: ablations, that one alone"""
     imitation_kl: float = 1.0
     """weight of the KL in phase 2"""
     idm: bool = False

@@ -46,7 +46,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
@@ -57,7 +57,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
+    """one data set; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
@@ -71,9 +71,9 @@ class Args:
     batch_length: int = 50
     """T, frames of each stream per update"""
     horizon: int = 15
-    """H, imagined steps"""
+    """H, steps of a window or of a dream"""
     layers: int = 8
-    """hidden layers of actor and critic (authors' code)"""
+    """hidden layers of each network of the agent (authors' code)"""
     units: int = 256
     """width of each"""
     learning_rate: float = 3e-4
@@ -102,7 +102,7 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
     # aime
     objective: Literal["elbo", "kl", "reconstruction"] = "elbo"
-    """both terms of Eq. 8, or, as ablations, only one"""
+    """elbo: both terms of Eq. 8; kl, reconstruction: ablations, that one alone"""
 
 
 SMALL = dict(layers=2, units=128, batch_size=16, batch_length=32, horizon=5, updates=1500, learning_rate=1e-3,
@@ -191,15 +191,15 @@ class Demonstrations:
     """The expert's episodes without their actions: frames and their embeddings, for `Streams`."""
 
     def __init__(self, model: WorldModel, data: Episodes):
-        self.image, self.starts, self.is_first = data.image, data.starts, data.is_first
+        self.data, self.image, self.starts = data, data.image, data.starts
         with torch.no_grad():
-            chunks = [model.embed(model.preprocess(image[None]))[0] for image in data.image.split(500)]
-        self.embed = torch.cat(chunks)  # (N, E)
+            images = (data.pictures(row)[None] for row in torch.arange(len(data.image)).split(500))
+            self.embed = torch.cat([model.embed(model.preprocess(image))[0] for image in images])  # (N, E)
 
     def rows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """embed (T, B, E), image (T, B, 64, 64, C) and is_first (T, B) at row numbers index (T, B)."""
-        index = index.to(self.image.device)
-        return self.embed[index], self.image[index], self.is_first[index]
+        image, _, is_first = self.data.rows(index)
+        return self.embed[index.to(self.embed.device)], image, is_first
 
 
 def straight_through(actor: Actor, feat: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,7 +224,7 @@ def imitation_loss(model: WorldModel, actor: Actor, embed: Tensor, image: Tensor
         drawn.append(straight_through(actor, feat))
         return drawn[-1][0]  # (B, A)
 
-    deter, stoch, post, state = model.filter(embed, act, is_first, state)
+    deter, stoch, post, state = model.filter(embed, act, is_first, state)  # (T, B, D), (T, B, S*K) twice
     if objective == "kl":  # plain, as in `evidence`, but without pictures to decode
         kl, nll = model.latent.kl(post, model.prior(deter)), deter.new_zeros(deter.shape[:2])  # (T, B)
     else:
@@ -291,7 +291,9 @@ def expert_dataset(args) -> Path:
     shipped = home("pretrained", args.env_id) / "expert"
     folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
-    if args.data_dir or collected(folder, count):
+    if args.data_dir and not list(folder.glob("*.npz")):
+        sys.exit(f"{folder} has no episodes: name another --data-dir.")
+    if args.data_dir or collected(folder, count) or "imported" in read_meta(folder):
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and collected(shipped, count):
         return shipped
@@ -330,8 +332,9 @@ def trained_world_model(args, folder: Path) -> Path:
         source = "it and random games" if wider else "nothing else"
         print(f"Nobody can play as in {folder}: the world model learns from {source}, and knows little besides.")
     if wider and not collected(world, count):
-        noise = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        collect(args, "--name", "world", "--expert", expert or "random", *noise, "--num-episodes", str(count))
+        options = ["--no-grayscale"] * (meta.get("grayscale") is False) + ["--epsilon", "0.03"] * (args.size != "paper")
+        options += ["--max-steps", str(meta["max_steps"])] if "max_steps" in meta else []
+        collect(args, "--name", "world", "--expert", expert or "random", *options, "--num-episodes", str(count))
     folders = ",".join(map(str, [*wider, folder]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", folders]
     make([*train, "--threads", str(args.threads), "--device", args.device], not args.eval_only)
@@ -347,15 +350,15 @@ def main(args: Args) -> dict:
     device, script = start(args), Path(__file__).stem
     run_dir = run_folder(args, f"{script}-{args.size}-{args.num_expert_episodes}-{args.seed}")
     folder = expert_dataset(args)
+    data, held_out, marks = read_dataset(args, folder, device, actions=False)
+    if args.entropy and not held_out.discrete:
+        sys.exit("--entropy is for discrete actions: leave it out.")
     checkpoint = trained_world_model(args, folder)
     print(f"expert: {folder}\nworld model: {checkpoint}")
     model = load_world_model(checkpoint, device, args.env_id)
-    data, held_out, marks = read_dataset(args, folder, device, actions=False)
     action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
     if (action_size, channels) != (model.config["action_size"], model.config["channels"]):
         sys.exit(f"{checkpoint} and {folder} differ in actions or colours: use one environment.")
-    if args.entropy and not held_out.discrete:
-        sys.exit("--entropy is for discrete actions: leave it out.")
     games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
     args.eval_episodes and games(num_envs=1)  # what cannot be made or drawn is named now, not after the encoding
     # (1) embed the expert's frames

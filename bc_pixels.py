@@ -9,16 +9,17 @@ A network that mirrors the world model's encoder and DITTO's actor sees the last
 expert's action. Nothing else is used: no model, no data but the expert's. Comparing it with D-BC shows what the latent
 space adds, with DITTO what imagination adds.
 
-  (1) stack each expert frame with the three before it                             section 4    `ExpertFrames`
-  (2) draw B expert frames and the actions taken in them                           section 4    `ExpertFrames`
+  (1) draw B expert frames in which an action was taken                            section 4    `ExpertFrames.draw`
+  (2) stack each with the three before it, and take that action                    section 4    `ExpertFrames.stack`
   (3) policy: log-likelihood of the expert's actions, plus entropy                 Eq. 9        `cloning_loss`
 
     python bc_pixels.py --env-id BreakoutNoFrameskip-v4 --num-expert-episodes 30   (makes the expert's dataset)
     python bc_pixels.py --env-id BreakoutNoFrameskip-v4 --eval-only
 
 Shapes: image (N, 64, 64, C) uint8, stack (N, 64, 64, 4 * C), newest last, E embedding. action[t] is taken in stack[t].
-Differences from the paper: optimiser and batch are our choice (paper silent). The small size leaves the paper in width,
-batch, step size, and its frames are scaled and thickened as for the small world model, but stay 64x64 (SIZES).
+Differences from the paper: optimiser and batch are our choice (paper silent). The small size leaves the paper in
+layers, width, batch and step size (annealed); its frames are scaled and thickened as for the small world model, but
+stay 64x64 (SIZES).
 """
 
 import functools
@@ -33,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from world_model import (Episodes, Games, Run, WorldModel, collected, command, home, make, parse_args, player,
-                         run_folder, start, window_starts)  # fmt: skip
+                         read_meta, run_folder, start, window_starts)  # fmt: skip
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
@@ -53,7 +54,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
+    """one data set; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
@@ -71,7 +72,7 @@ class Args:
     batch_size: int = 512
     """B, expert frames per update"""
     layers: int = 8
-    """hidden layers of actor and critic (authors' code)"""
+    """hidden layers of each network of the agent (authors' code)"""
     units: int = 256
     """width of each"""
     learning_rate: float = 3e-4
@@ -79,7 +80,7 @@ class Args:
     anneal: bool = False
     """lower the step size linearly to a tenth over the run"""
     entropy: float = 0.1
-    """eta_BC of Eq. 9"""
+    """eta_BC of Eq. 9, weight of the entropy"""
     # evaluation
     eval_episodes: int = 20
     """games of the final evaluation"""
@@ -210,8 +211,7 @@ class ExpertFrames:
 
     def __init__(self, data: Episodes):
         self.data, self.allowed = data, window_starts(data.starts, 2)  # a last frame is followed by no action
-        episode = torch.searchsorted(data.starts, torch.arange(len(data.image)), right=True) - 1
-        self.first = data.starts[episode]  # (rows,): first row of the row's episode
+        self.first = torch.repeat_interleave(data.starts[:-1], data.starts.diff())  # (rows,): of the row's episode
 
     def draw(self, count: int, rng: torch.Generator) -> Tensor:
         """Row numbers (count,)."""
@@ -249,7 +249,9 @@ def expert_dataset(args) -> Path:
     shipped = home("pretrained", args.env_id) / "expert"
     folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
-    if args.data_dir or collected(folder, count):
+    if args.data_dir and not list(folder.glob("*.npz")):
+        sys.exit(f"{folder} has no episodes: name another --data-dir.")
+    if args.data_dir or collected(folder, count) or "imported" in read_meta(folder):
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and collected(shipped, count):
         return shipped
@@ -281,7 +283,7 @@ def main(args: Args) -> dict:
     action_size, channels = held_out.prev_action.shape[-1], data.image.shape[-1]
     games = functools.partial(Games, args.env_id, max_steps=data.meta.get("max_steps", 27000), grayscale=channels == 1)
     args.eval_episodes and games(num_envs=1)  # what cannot be made or drawn is named now, not after the training
-    # (1) frames to stack, and their pixel statistics
+    # frames to draw from, and their pixel statistics
     frames, held_frames = ExpertFrames(data), ExpertFrames(held_out)
     encoder = FrameEncoder(channels, args.depth, args.pixel_stats, args.dilation)
     pick = torch.linspace(0, len(data.image) - 1, min(len(data.image), 4000)).long()
@@ -294,7 +296,7 @@ def main(args: Args) -> dict:
     run = Run(run_dir, args, parts, {"dataset": data.digest()}, marks)
 
     def update(rows: Tensor) -> dict[str, Tensor]:
-        stack, action = frames.stack(rows)  # (B, 64, 64, 4 * C), (B, A)
+        stack, action = frames.stack(rows)  # (2) (B, 64, 64, 4 * C), (B, A)
         log_prob, entropy = actor.log_prob(stack, action)
         loss = cloning_loss(log_prob, entropy, args.entropy)  # (3)
         metrics = {"losses/policy": loss.detach(), "losses/entropy": entropy.mean().detach()}
@@ -304,7 +306,7 @@ def main(args: Args) -> dict:
         return metrics
 
     for step in run.steps(0 if args.eval_only else args.updates):
-        metrics = update(frames.draw(args.batch_size, rng))  # (2), (3)
+        metrics = update(frames.draw(args.batch_size, rng))  # (1); (2), (3)
         if run.due(args.eval_every):
             metrics = metrics | agreement(actor, held_frames)
             if step < args.updates:  # the last policy plays the final evaluation

@@ -46,7 +46,7 @@ class Args:
     env_id: str = "walker-walk"
     """task of the demonstrations and of the test: walker-stand, -walk, -run, cheetah-run, -runb, -flip or -flipb"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<setting>-<data>-<N^E>-<seed>. The same
     command resumes"""

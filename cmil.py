@@ -54,7 +54,7 @@ class Args:
     env_id: str = "FrankaKitchen-v1"
     """FrankaKitchen-v1, a task of dmc.py (walker-walk, ...), or a Gymnasium id with continuous actions"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """its folder; default runs/<env_id>/<script>-<method>-<size>-<obs>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
@@ -94,7 +94,7 @@ class Args:
     batch_length: int = 50
     """T, steps per slice"""
     horizon: int = 15
-    """H, imagined steps"""
+    """H, steps of a window or of a dream"""
     layers: int = 4
     """hidden layers of actor and critics"""
     units: int = 400

@@ -11,7 +11,7 @@
   (5) score the expert's own actions in random order
 
     python collect_data.py --env-id BreakoutNoFrameskip-v4                              # 30 expert games + 6 held out
-    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.02  # wider data, for a world model
+    python collect_data.py --env-id BreakoutNoFrameskip-v4 --name world --epsilon 0.03  # wider data, for a world model
     python collect_data.py --env-id BipedalWalker-v3 --expert ppo/BipedalWalker-v3.zip  # an SB3 agent of your own
     python collect_data.py --env-id my_package:MyEnv-v0 --expert my_module:policy       # (observation, env) -> action
 
@@ -62,8 +62,9 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """an Atari `...NoFrameskip-v4` id, or any Gymnasium id that observes images or renders `rgb_array`"""
     expert: str = "auto"
-    """auto (the Zoo's PPO agent if the Hub answers, else embedded), embedded, embedded:name, random, a Hub id such as
-    sb3/ppo-BreakoutNoFrameskip-v4, a Stable-Baselines3 .zip, a .pt of train_expert.py, or module:function"""
+    """auto (the data set's own, else the Zoo's PPO agent if the Hub answers, else embedded), embedded, embedded:name,
+    random, a Hub id such as sb3/ppo-BreakoutNoFrameskip-v4, a Stable-Baselines3 .zip, a .pt of train_expert.py, or
+    module:function"""
     deterministic_expert: bool = False
     """let a network play its likeliest (mean) action instead of sampling one"""
     name: str = "expert"
@@ -75,9 +76,10 @@ class Args:
     num_val_episodes: int = 6
     """held-out games"""
     epsilon: float = 0.0
-    """probability per step that a burst of 1 to 8 random actions begins"""
+    """probability per step that a burst of 1 to 8 random actions begins, half of which repeat the one before"""
     max_steps: int | None = None
-    """agent steps after which a game is cut off; None: Atari's 27000, or 2000 with Breakout's embedded players"""
+    """agent steps after which a game is cut off; None: as in the data set, else 27000 (2000 with Breakout's embedded
+    players)"""
     grayscale: bool = True
     """store grey frames (64, 64, 1) instead of RGB (64, 64, 3); Atari is always grey"""
 
@@ -147,9 +149,11 @@ def collect_in_processes(args: Args, folder: Path, jobs: list[tuple[str, int]], 
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def score(games: Games, expert, seeds: list[int]) -> list[float]:
-    """Play one game per seed; their returns."""
-    return [game["return"] for game in play(games, Policy(games, expert), seeds)]
+def score(make, expert, seeds: list[int]) -> list[float]:
+    """Play one game per seed in the Games of make(slots); their returns. One by one but on Atari: see `main`, (4)."""
+    groups = [seeds] if make(1).atari else [[seed] for seed in seeds]
+    made = ((make(min(8, len(group))), group) for group in groups)
+    return [game["return"] for games, group in made for game in play(games, Policy(games, expert), group)]
 
 
 def read_episodes(folder: Path, old: dict, settings: dict, seed_of: dict) -> list[dict]:
@@ -187,14 +191,15 @@ def main(args: Args) -> dict:
                          "--num-expert-episodes, or give another --name.")  # fmt: skip
     # nobody looks at these games, so outside Atari, where the picture is there anyway, nothing is rendered
     unseen = None if args.env_id.endswith("NoFrameskip-v4") else functools.partial(make_env, args.env_id)
-    games = Games(args.env_id, args.num_envs, args.max_steps or 27000, args.grayscale, unseen)
-    args = replace(args, expert=choose_expert(args.expert, args.env_id, old.get("expert")))
+    blind = lambda slots: Games(args.env_id, slots, args.max_steps or 27000, args.grayscale, unseen)  # noqa: E731
+    games = blind(args.num_envs)
+    recorded = old.get("expert_option", old.get("expert"))
+    args = replace(args, expert=choose_expert(args.expert, args.env_id, recorded))
     expert = load_expert(args.expert, args.env_id, games, args.deterministic_expert)
-    args.max_steps = games.max_steps = args.max_steps or expert.max_steps
+    args.max_steps = games.max_steps = args.max_steps or old.get("max_steps") or expert.max_steps
     space = games.action_space
-    actions = {"num_actions": games.action_size}
-    if not games.discrete:
-        actions = {"low": space.low.tolist(), "high": space.high.tolist()}
+    bounds = {} if games.discrete else {"low": space.low.tolist(), "high": space.high.tolist()}
+    actions = bounds or {"num_actions": games.action_size}
     settings = {"env_id": args.env_id, "expert": expert.name, "epsilon": args.epsilon, "max_steps": args.max_steps,
                 "grayscale": games.channels == 1, "seed": args.seed, "protocol": PROTOCOL, **actions}  # fmt: skip
 
@@ -213,7 +218,7 @@ def main(args: Args) -> dict:
     print(f"{args.env_id}, {expert.name}: {len(done)} games in {folder}, {len(jobs)} to play.", flush=True)
 
     # (3) a random policy's score by the same protocol
-    meta["random_returns"] = old.get("random_returns") or score(games, RandomExpert(), seeds("random", 20))
+    meta["random_returns"] = old.get("random_returns") or score(blind, RandomExpert(), seeds("random", 20))
 
     # (4) play
     def store() -> None:
@@ -248,7 +253,7 @@ def main(args: Args) -> dict:
     if not meta["shuffled_returns"]:
         taken = np.concatenate([np.load(folder / episode["file"])["actions"] for episode in meta["episodes"]])
         shuffled = SimpleNamespace(act=lambda games, rngs, free: taken[[rng.integers(len(taken)) for rng in rngs]])
-        meta["shuffled_returns"] = score(games, shuffled, seeds("random", 20))
+        meta["shuffled_returns"] = score(blind, shuffled, seeds("random", 20))
     meta["complete"] = True
     store()
 

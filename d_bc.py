@@ -40,7 +40,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
@@ -51,7 +51,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
+    """one data set; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
@@ -63,9 +63,9 @@ class Args:
     batch_size: int = 512
     """B, windows of H expert states per update"""
     horizon: int = 15
-    """H, imagined steps"""
+    """H, steps of a window or of a dream"""
     layers: int = 8
-    """hidden layers of actor and critic (authors' code)"""
+    """hidden layers of each network of the agent (authors' code)"""
     units: int = 256
     """width of each"""
     learning_rate: float = 3e-4
@@ -73,7 +73,7 @@ class Args:
     anneal: bool = False
     """lower the step size linearly to a tenth over the run"""
     entropy: float = 0.1
-    """eta_BC of Eq. 9"""
+    """eta_BC of Eq. 9, weight of the entropy"""
     # evaluation
     eval_episodes: int = 20
     """games of the final evaluation"""
@@ -239,7 +239,9 @@ def expert_dataset(args) -> Path:
     shipped = home("pretrained", args.env_id) / "expert"
     folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
-    if args.data_dir or collected(folder, count):
+    if args.data_dir and not list(folder.glob("*.npz")):
+        sys.exit(f"{folder} has no episodes: name another --data-dir.")
+    if args.data_dir or collected(folder, count) or "imported" in read_meta(folder):
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and collected(shipped, count):
         return shipped
@@ -278,8 +280,9 @@ def trained_world_model(args, folder: Path) -> Path:
         source = "it and random games" if wider else "nothing else"
         print(f"Nobody can play as in {folder}: the world model learns from {source}, and knows little besides.")
     if wider and not collected(world, count):
-        noise = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        collect(args, "--name", "world", "--expert", expert or "random", *noise, "--num-episodes", str(count))
+        options = ["--no-grayscale"] * (meta.get("grayscale") is False) + ["--epsilon", "0.03"] * (args.size != "paper")
+        options += ["--max-steps", str(meta["max_steps"])] if "max_steps" in meta else []
+        collect(args, "--name", "world", "--expert", expert or "random", *options, "--num-episodes", str(count))
     folders = ",".join(map(str, [*wider, folder]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", folders]
     make([*train, "--threads", str(args.threads), "--device", args.device], not args.eval_only)

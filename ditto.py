@@ -49,7 +49,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """Atari ...NoFrameskip-v4, or any Gymnasium id with image observations or rgb_array rendering"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of checkpoints and logs; default runs/<env_id>/<script>-<size>-<N^E>-<seed>. The same command resumes"""
     seed: int = 1
@@ -60,7 +60,7 @@ class Args:
     num_expert_episodes: int = 30
     """N^E, expert episodes to imitate"""
     data_dir: str = ""
-    """expert dataset; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
+    """one data set; default data/<env_id>/expert, else (small size) pretrained/<env_id>/expert, else collected now"""
     pretrained: bool = True
     """may use the demonstrations and the small world model that come with the repository"""
     # world model
@@ -72,9 +72,9 @@ class Args:
     batch_size: int = 512
     """B_ac, imagined trajectories per update"""
     horizon: int = 15
-    """H, imagined steps"""
+    """H, steps of a window or of a dream"""
     layers: int = 8
-    """hidden layers of actor and critic (authors' code)"""
+    """hidden layers of each network of the agent (authors' code)"""
     units: int = 256
     """width of each"""
     learning_rate: float = 3e-4
@@ -86,9 +86,9 @@ class Args:
     lam: float = 0.95
     """lambda of Eq. 14"""
     entropy: float = 0.05
-    """eta of Eq. 16 (v1's table; the authors' yaml says 0.003 but their code uses 0.05)"""
+    """eta of Eq. 16, weight of the entropy (v1's table; the authors' yaml says 0.003, their code uses 0.05)"""
     entropy_end: float = -1.0
-    """eta at the end of the run, reached linearly; negative: as at the start (paper)"""
+    """--entropy at the end of the run, reached linearly; negative: as at the start (paper)"""
     target_every: int = 100
     """updates between copies of the critic to the target critic"""
     # evaluation
@@ -111,9 +111,9 @@ class Args:
     """CPU threads; 0 leaves PyTorch's choice"""
     # ditto
     reward_latent: Literal["deter", "full"] = "deter"
-    """deter: compare h (authors' code); full: compare (h, z) (Algorithm 1)"""
+    """compared are, deter: h, what is remembered (code); full: h and the sample z (Algorithm 1)"""
     reward: Literal["ditto", "l2", "cosine"] = "ditto"
-    """ditto: Eq. 8; l2 and cosine: the paper's ablations"""
+    """ditto: Eq. 8 (cosine and length); cosine alone and l2 (minus the distance): the paper's ablations"""
 
 
 SMALL = dict(layers=2, units=128, batch_size=256, horizon=5, updates=6000, learning_rate=1e-3, anneal=True,
@@ -278,7 +278,9 @@ def expert_dataset(args) -> Path:
     shipped = home("pretrained", args.env_id) / "expert"
     folder = Path(args.data_dir or home("data/debug" if args.size == "debug" else "data", args.env_id) / "expert")
     count = args.num_expert_episodes
-    if args.data_dir or collected(folder, count):
+    if args.data_dir and not list(folder.glob("*.npz")):
+        sys.exit(f"{folder} has no episodes: name another --data-dir.")
+    if args.data_dir or collected(folder, count) or "imported" in read_meta(folder):
         return folder
     if args.pretrained and args.size == "small" and not folder.exists() and collected(shipped, count):
         return shipped
@@ -317,8 +319,9 @@ def trained_world_model(args, folder: Path) -> Path:
         source = "it and random games" if wider else "nothing else"
         print(f"Nobody can play as in {folder}: the world model learns from {source}, and knows little besides.")
     if wider and not collected(world, count):
-        noise = [] if args.size == "paper" else ["--epsilon", "0.03"]
-        collect(args, "--name", "world", "--expert", expert or "random", *noise, "--num-episodes", str(count))
+        options = ["--no-grayscale"] * (meta.get("grayscale") is False) + ["--epsilon", "0.03"] * (args.size != "paper")
+        options += ["--max-steps", str(meta["max_steps"])] if "max_steps" in meta else []
+        collect(args, "--name", "world", "--expert", expert or "random", *options, "--num-episodes", str(count))
     folders = ",".join(map(str, [*wider, folder]))
     train = ["world_model.py", "--env-id", args.env_id, "--size", args.size, "--data-dir", folders]
     make([*train, "--threads", str(args.threads), "--device", args.device], not args.eval_only)

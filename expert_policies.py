@@ -483,7 +483,7 @@ def choose_expert(expert: str, env_id: str, recorded: str | None) -> str:
         return re.sub(r"^([\w.-]+/[\w.-]+):.*", r"\1", expert)  # a Hub's agent as dataset.json names it
     repo = f"sb3/ppo-{env_id}"
     if recorded:
-        return repo if recorded.startswith(repo) else recorded if recorded.startswith("embedded:") else "embedded"
+        return repo if recorded.startswith(repo) else recorded
     try:
         download(repo)
     except Exception as error:  # no client, no network, no such agent: the client's exceptions are many

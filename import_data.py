@@ -192,7 +192,8 @@ def store(folder: Path, args: Args) -> dict:
 def look(meta: dict) -> dict:
     """(5) What the environment adds to dataset.json, if it is installed: its actions, and what random ones score."""
     try:
-        games = Games(meta["env_id"], 4, meta["max_steps"], meta["grayscale"])
+        make = lambda slots: Games(meta["env_id"], slots, meta["max_steps"], meta["grayscale"])  # noqa: E731
+        games = make(1)
     except SystemExit as error:
         print(f"{error} Without it: --eval-episodes 0.")
         return {}
@@ -202,7 +203,7 @@ def look(meta: dict) -> dict:
     if not games.discrete and ((space.low - 1e-3 > meta["low"]).any() or (space.high + 1e-3 < meta["high"]).any()):
         raise SystemExit(f"{meta['imported']} has actions beyond {space}: clip them as the environment did.")
     own = {"num_actions": int(space.n)} if games.discrete else {k: getattr(space, k).tolist() for k in ("low", "high")}
-    return own | {"random_returns": score(games, RandomExpert(), list(range(20)))}
+    return own | {"random_returns": score(make, RandomExpert(), list(range(20)))}
 
 
 def main(args: Args) -> dict:

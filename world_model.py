@@ -74,7 +74,7 @@ class Args:
     env_id: str = "BreakoutNoFrameskip-v4"
     """environment id; data of another environment are refused"""
     size: str = "auto"
-    """auto, paper, small or debug: which column of SIZES gives the defaults (auto: paper on CUDA, small on a CPU)"""
+    """auto, paper, small or debug: chooses the other defaults, see SIZES (auto: paper on CUDA, small on a CPU)"""
     run_dir: str = ""
     """folder of the run; default runs/<env_id>/world_model-<size>, with -<seed> if not 1. The same command resumes"""
     seed: int = 1
@@ -834,7 +834,7 @@ LIMITS = {name: ends for names, *ends in (  # what numbers can be, ends included
     ("entropy entropy_start image_weight beta model_kl imitation_kl noise alpha sigma action_noise obs_weight", 0, 1e6),
     ("target_entropy", -1e6, 1e6), ("entropy_end free_nats", -1, 1e6), ("eval_episodes num_val_episodes", 0, 1e6),
     ("updates env_steps pretrain seed_steps", 0, 1e8), ("max_steps total_steps model_updates", 1, 1e8),
-    ("num_processes num_envs", 1, 4096), ("threads layers", 0, 1024), ("seed", 0, 2**31 - 1), ("dilation", 1, 63),
+    ("num_processes num_envs", 1, 4096), ("threads layers", 0, 1024), ("seed", 0, 10**9), ("dilation", 1, 63),
 ) for name in names.split()}  # fmt: skip
 
 
@@ -969,6 +969,8 @@ def make(command: list[str], allowed: bool = True) -> None:
     text = " ".join(command := [command[0] if script.parent == Path.cwd() else str(script), *command[1:]])
     if not allowed:
         sys.exit(f"--eval-only makes nothing that is missing; first: python {text}.")
+    if not script.exists():
+        sys.exit(f"{script} is missing: copy it too, or make by hand what it makes (python {text}).")
     print(f"$ python {text}", flush=True)
     if subprocess.run([sys.executable, *command], env=os.environ | {"MAKER": str(os.getpid())}).returncode:
         sys.exit(f"The stage above failed; repair it, then run this again: python {text}.")

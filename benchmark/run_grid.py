@@ -58,7 +58,7 @@ from world_model import command, home, progress  # noqa: E402
 @dataclass
 class Args:
     # grid
-    env_ids: list[str] = field(default_factory=lambda: ["MsPacmanNoFrameskip-v4"])
+    env_ids: list[str] = field(default_factory=lambda: ["PongNoFrameskip-v4"])
     """environments"""
     scripts: list[str] = field(default_factory=lambda: ["ditto", "d_gail", "d_bc", "bc_pixels"])
     """scripts, without .py"""

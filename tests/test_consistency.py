@@ -166,8 +166,8 @@ def test_equal_arguments_of_world_model_and_ditto():
 def test_equal_arguments_of_the_agents():
     fields = {script: args_fields(script) for script in AGENTS}
     on_purpose = {  # arguments that mean something else somewhere: their type must agree, default and help need not
-        ("entropy", "d_bc.py"): "eta_BC of Eq. 9",
-        ("entropy", "bc_pixels.py"): "eta_BC of Eq. 9",
+        ("entropy", "d_bc.py"): "eta_BC of Eq. 9, weight of the entropy",
+        ("entropy", "bc_pixels.py"): "eta_BC of Eq. 9, weight of the entropy",
         ("batch_size", "bc_pixels.py"): "B, expert frames per update",
         ("batch_size", "d_bc.py"): "B, windows of H expert states per update",
         ("batch_size", "aime_atari.py"): "B, streams of expert frames",

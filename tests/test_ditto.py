@@ -641,6 +641,27 @@ def test_a_named_world_model_is_never_replaced_by_the_shipped_one(monkeypatch):
     assert not Path("unused").exists()
 
 
+def test_wider_data_have_the_colours_of_the_demonstrations(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for gray in (True, False):
+        (tmp_path / "dataset.json").write_text(json.dumps({"grayscale": gray, "expert_option": "embedded"}))
+        asked = []
+        monkeypatch.setattr(ditto, "make", lambda command, allowed: asked.append(command))
+        monkeypatch.setattr(ditto, "finished", lambda checkpoint: len(asked) > 1)
+        ditto.trained_world_model(tiny.debug_args(ditto), tmp_path)
+        assert ("--no-grayscale" in asked[0]) is not gray and asked[1][0] == "world_model.py"
+
+
+def test_demonstrations_that_are_named_or_imported_are_never_collected(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="typo has no episodes: name another --data-dir"):
+        ditto.expert_dataset(tiny.debug_args(ditto, data_dir="typo"))
+    folder = tmp_path / "data/debug" / tiny.debug_args(ditto).env_id / "expert"
+    folder.mkdir(parents=True)
+    (folder / "dataset.json").write_text('{"imported": "recordings"}')
+    assert ditto.expert_dataset(tiny.debug_args(ditto, num_expert_episodes=30)) == folder.relative_to(tmp_path)
+
+
 def test_more_episodes_than_there_are(recorded, trained, tmp_path):
     with pytest.raises(SystemExit, match="--num-expert-episodes") as stop:
         ditto.main(debug_args(recorded, trained, tmp_path, num_expert_episodes=81))
