@@ -238,8 +238,9 @@ gym.register("Pair-v0", Pair)
 
 def test_only_what_is_recorded_is_drawn(tmp_path):
     main(counting_args(tmp_path, env_id="Pair-v0", num_episodes=1, num_val_episodes=0, num_envs=2))
-    # each environment when it is made, the frames of the one game recorded, the first of a next that nobody plays
-    assert Pair.drawn == 2 + 1 + 4 + 1
+    # each environment when it is made (two scores of 20 games, each in a new one, and one to ask), the frames of the one
+    # game recorded, the first of a next that nobody plays
+    assert Pair.drawn == 2 + 2 * (1 + 20) + 1 + 4 + 1
     meta = json.loads((tmp_path / "Pair-v0/expert/dataset.json").read_text())
     assert meta["random_returns"] == meta["shuffled_returns"] == [3.0] * 20
 
@@ -285,7 +286,7 @@ def test_damaged_foreign_and_mixed_files_are_refused(tmp_path):
 
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
     for change, sentence in (
-        ({"env_id": "BreakotNoFrameskip-v4"}, "BreakoutNoFrameskip-v4"),
+        ({"env_id": "BreakotNoFrameskip-v4"}, "BreakoutNoFrameskip"),
         ({"env_id": "Counting-v1"}, "Counting-v0"),
         ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
         ({"env_id": "ALE/Breakout-v5"}, "NoFrameskip-v4"),
