@@ -287,7 +287,7 @@ def test_damaged_foreign_and_mixed_files_are_refused(tmp_path):
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path):
     for change, sentence in (
         ({"env_id": "BreakotNoFrameskip-v4"}, "BreakoutNoFrameskip"),
-        ({"env_id": "Counting-v1"}, "Counting-v0"),
+        ({"env_id": "Counting-v1"}, "`v0`"),
         ({"env_id": "no_such_module:Env-v0"}, "no_such_module"),
         ({"env_id": "ALE/Breakout-v5"}, "NoFrameskip-v4"),
         ({"expert": "embedded"}, "no embedded expert"),
