@@ -248,6 +248,15 @@ def test_only_what_is_recorded_is_drawn(tmp_path):
 # ---- storage
 
 
+def test_a_data_set_is_enlarged_by_its_own_player_and_steps(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("def policy(observation, env):\n    return 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    main(counting_args(tmp_path, expert="mine:policy", max_steps=3, num_episodes=1, num_val_episodes=0))
+    main(counting_args(tmp_path, expert="auto", num_episodes=2, num_val_episodes=0))
+    meta = json.loads((tmp_path / "Counting-v0/expert/dataset.json").read_text())
+    assert len(meta["episodes"]) == 2 and (meta["expert"], meta["max_steps"]) == ("mine:policy", 3)
+
+
 def test_resume_equals_uninterrupted(tmp_path, capsys):
     main(counting_args(tmp_path / "a"))
     main(counting_args(tmp_path / "b", num_episodes=2, num_val_episodes=0))
