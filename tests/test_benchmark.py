@@ -1,6 +1,7 @@
 """benchmark/run_grid.py on a script that pretends to train, and the statistics and figures of benchmark/plot.py."""
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -208,6 +209,22 @@ def test_folders_of_cells_are_spelt_as_the_scripts_spell_theirs(repository):
     assert folders() == [f"runs/grid/{name}/{cell}" for cell in ("stub-small-30-1", "prepare") for name in new]
     args.out = str(repository / "elsewhere")
     assert folders()[1] == f"{args.out}/pkg_Env-v0/stub-small-30-1"
+
+
+def test_cells_of_several_data_sets_are_all_prepared():
+    cell = lambda *words: run_grid.Cell("walker-walk", "bco", "", "small", 100, 1, Path("."), *words)  # noqa: E731
+    cells = [cell(("bco.py", "--body", body), {"body": body}) for body in ("walk", "walk", "stand")]
+    stages = json.loads(run_grid.preparation(cells, "runs/grid").command[2])
+    assert stages == [["bco", ["--body", "walk"]], ["bco", ["--body", "stand"]]]
+
+
+def test_the_error_of_repeated_final_games_is_that_of_the_games(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_grid, "ROOT", tmp_path)
+    result = {"step": 4, "returns": [1.0, 3.0, 5.0, 3.0, 5.0, 7.0], "args": {"eval_consecutive": 2}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    cell = run_grid.Cell("Env-v0", "ditto", "default", "small", 4, 1, Path("."), ("ditto.py",), {})
+    (row,) = run_grid.collect(cell)[""]
+    assert row["standard_error"] == "1.1547" and row["games"] == 6  # games 2, 4, 6: deviation 2, over the root of 3
 
 
 def test_a_script_like_bco_that_stops_by_itself(repository):

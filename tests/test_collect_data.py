@@ -238,8 +238,8 @@ gym.register("Pair-v0", Pair)
 
 def test_only_what_is_recorded_is_drawn(tmp_path):
     main(counting_args(tmp_path, env_id="Pair-v0", num_episodes=1, num_val_episodes=0, num_envs=2))
-    # each environment when it is made (two scores of 20 games, each in a new one, and one to ask), the frames of the one
-    # game recorded, the first of a next that nobody plays
+    # each environment when it is made (two scores of 20 games, each in a new one, and one to ask), the frames of the
+    # one game recorded, the first of a next that nobody plays
     assert Pair.drawn == 2 + 2 * (1 + 20) + 1 + 4 + 1
     meta = json.loads((tmp_path / "Pair-v0/expert/dataset.json").read_text())
     assert meta["random_returns"] == meta["shuffled_returns"] == [3.0] * 20
